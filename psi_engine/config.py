@@ -1,0 +1,219 @@
+"""Settings of each stage: frozen dataclasses, checked when they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from psi_engine.errors import InputError
+
+Preset = Literal["paper", "calibrated"]
+Sites = Literal["per-image", "all"]
+Precision = Literal["fp32"]
+SNull = Literal[
+    "rotation-shared", "rotation", "rotation-samples", "rotation-tangent", "pool", "neighborhood"
+]
+QNull = Literal["permutation", "exact"]
+DNull = Literal["unrelated-text", "text-shuffle", "partition", "pool", "neighborhood"]
+DMeasure = Literal["gap", "contrast"]
+DLevel = Literal["prompt", "concept"]
+Solver = Literal["hartigan", "lloyd"]
+Backend = Literal["auto", "torch", "numba", "cuda"]
+
+
+def _choose(name: str, value: object, choices: tuple[Any, ...]) -> None:
+    if value not in choices:
+        raise InputError(
+            f"unknown {name}", got=repr(value), expected="one of " + ", ".join(map(str, choices))
+        )
+
+
+def _at_least(name: str, value: float, least: float) -> None:
+    if value < least:
+        raise InputError(f"{name} is too small", got=value, expected=f"at least {least}")
+
+
+@dataclass(frozen=True)
+class MineConfig:
+    """How sites are mined."""
+
+    top_k: int = 50
+    """Sites kept per channel, K."""
+    bottom_k: int = 50
+    """Lowest sites kept per channel."""
+    reservoir: int = 50
+    """Uniform random sites kept per channel."""
+    pool: int = 4096
+    """Random sites kept per layer, for the pool nulls."""
+    sites: Sites = "per-image"
+    """``per-image``: at most one site per image and channel; ``all``: any (image, u, v)."""
+    precision: Precision = "fp32"
+    """Arithmetic of the forward pass; fp32 never uses TF32."""
+    batch_size: int = 64
+    """Images loaded together. Sets loading only, never a result."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.top_k < 4:
+            raise InputError(
+                "top_k is too small",
+                got=self.top_k,
+                expected="at least 4 (fewer patches have no clusters to test)",
+            )
+        for name in ("bottom_k", "reservoir", "pool"):
+            _at_least(name, getattr(self, name), 0)
+        _at_least("batch_size", self.batch_size, 1)
+        _choose("sites", self.sites, get_args(Sites))
+        _choose("precision", self.precision, get_args(Precision))
+
+
+@dataclass(frozen=True)
+class PatchConfig:
+    """How a site becomes a crop."""
+
+    patch: Literal["effective", "theoretical"] | int = "effective"
+    """Side of the crop: the effective receptive field, the theoretical one, or pixels."""
+    energy: float = 0.95
+    """Share of the gradient energy inside the effective receptive field."""
+    probe_images: int = 16
+    """Images over which the effective receptive field is averaged."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.patch, int):
+            _at_least("patch", self.patch, 1)
+        else:
+            _choose("patch", self.patch, ("effective", "theoretical", "a side in pixels"))
+        if not 0 < self.energy < 1:
+            raise InputError("energy is out of range", got=self.energy, expected="between 0 and 1")
+        _at_least("probe_images", self.probe_images, 1)
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """How embeddings are scored. The defaults are the ``calibrated`` preset."""
+
+    k_min: int = 2
+    """Smallest number of clusters tried."""
+    k_max: int = 5
+    """Largest number of clusters tried."""
+    replicates: int = 1000
+    """Draws of each null, M."""
+    s_null: SNull = "pool"
+    """Null of the silhouette S."""
+    q_null: QNull = "permutation"
+    """Null of the label alignment Q."""
+    d_null: DNull = "pool"
+    """Null of the distinctness D."""
+    d_measure: DMeasure = "contrast"
+    """``gap``: the paper's best-minus-second similarity; ``contrast``: best against the other clusters."""
+    d_level: DLevel = "concept"
+    """``prompt``: every prompt stands alone (paper); ``concept``: template-averaged."""
+    solver: Solver = "hartigan"
+    """``hartigan`` single-point moves, or ``lloyd`` for parity with scikit-learn."""
+    restarts: int = 5
+    """Seedings per clustering problem; the best objective is kept."""
+    subsamples: int = 0
+    """Subsamples for the interval of PSI; 0 = no interval."""
+    alpha: float = 0.05
+    """False discovery rate of the verdicts."""
+    adjust: Literal["bh", "by"] = "bh"
+    """Benjamini–Hochberg or Benjamini–Yekutieli."""
+    seed: int = 0
+    memory: int | None = None
+    """Bytes the scorer may use for temporaries; None = a quarter of what the device has free."""
+
+    def __post_init__(self) -> None:
+        _at_least("k_min", self.k_min, 2)
+        if self.k_max < self.k_min:
+            raise InputError(
+                "k_max is below k_min", got=f"{self.k_max} < {self.k_min}", expected="k_max ≥ k_min"
+            )
+        _at_least("replicates", self.replicates, 2)
+        _at_least("restarts", self.restarts, 1)
+        _at_least("subsamples", self.subsamples, 0)
+        if not 0 < self.alpha < 1:
+            raise InputError("alpha is out of range", got=self.alpha, expected="between 0 and 1")
+        if self.memory is not None:
+            _at_least("memory", self.memory, 1 << 20)
+        for name, choices in (
+            ("s_null", SNull),
+            ("q_null", QNull),
+            ("d_null", DNull),
+            ("d_measure", DMeasure),
+            ("d_level", DLevel),
+            ("solver", Solver),
+        ):
+            _choose(name, getattr(self, name), get_args(choices))
+        _choose("adjust", self.adjust, ("bh", "by"))
+
+    @classmethod
+    def preset(cls, name: Preset, **changes: Any) -> ScoreConfig:
+        """The settings of ``paper`` (Section 4 of the paper) or ``calibrated``, with changes."""
+        _choose("preset", name, get_args(Preset))
+        if name == "calibrated":
+            return cls(**changes)
+        paper = cls(
+            replicates=20,
+            s_null="rotation",
+            q_null="permutation",
+            d_null="unrelated-text",
+            d_measure="gap",
+            d_level="prompt",
+            solver="lloyd",
+            restarts=10,
+        )
+        return replace(paper, **changes)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run: a model, its layers, images, an encoder, and how to score."""
+
+    model: str
+    """torchvision or timm name (``timm:NAME``), or ``package.module:factory``."""
+    layers: Sequence[str]
+    """Module names or globs."""
+    weights: str = "default"
+    """``default``, ``none`` or a file (.pth, .safetensors)."""
+    channels: Sequence[str] = ()
+    """Subsets such as ``layer4:0-63`` or ``layer4:3,17``; empty = every channel."""
+    data: str = "tiny-imagenet"
+    """A folder, a Parquet file, or ``tiny-imagenet`` (downloaded)."""
+    max_images: int | None = None
+    """Use only the first images of the source."""
+    image_size: int | None = None
+    """Side of the model's input; None = the model's own."""
+    encoder: str = "open_clip:ViT-B-32"
+    """``open_clip:NAME``, ``timm:NAME``, ``classifier:NAME`` or ``package.module:factory``."""
+    encoder_weights: str | None = None
+    """A pretrained tag or a file; None = the encoder's default."""
+    concepts: str | None = None
+    """A file of concepts, one per line; None = class names and the generic concepts."""
+    preset: Preset = "calibrated"
+    out: Path | str | None = None
+    """Run folder; None = ``runs/MODEL``."""
+    device: str = "auto"
+    backend: Backend = "auto"
+    workers: int = 0
+    """Processes that decode images; 0 = in this process."""
+    seed: int = 0
+    mine: MineConfig = field(default_factory=MineConfig)
+    patches: PatchConfig = field(default_factory=PatchConfig)
+    score: ScoreConfig = field(default_factory=lambda: ScoreConfig(subsamples=200))
+
+    def __post_init__(self) -> None:
+        if isinstance(self.layers, str) or not self.layers:
+            raise InputError(
+                "no layers named",
+                got=repr(self.layers),
+                expected="a list such as ['layer3', 'layer4']",
+            )
+        _choose("preset", self.preset, get_args(Preset))
+        _choose("backend", self.backend, get_args(Backend))
+        if self.max_images is not None:
+            _at_least("max_images", self.max_images, 4)
+        if self.image_size is not None:
+            _at_least("image_size", self.image_size, 8)
+        _at_least("workers", self.workers, 0)
