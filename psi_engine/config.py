@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
 from psi_engine.errors import InputError
@@ -21,6 +21,9 @@ DMeasure = Literal["gap", "contrast"]
 DLevel = Literal["prompt", "concept"]
 Solver = Literal["hartigan", "lloyd"]
 Backend = Literal["auto", "torch", "numba", "cuda"]
+
+RUN_SUBSAMPLES = 200
+"""Subsamples behind the PSI interval of a run; :func:`psi_engine.score` takes none unless asked."""
 
 
 def _choose(name: str, value: object, choices: tuple[Any, ...]) -> None:
@@ -169,10 +172,13 @@ class ScoreConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One run: a model, its layers, images, an encoder, and how to score."""
+    """One run: a model, its layers, images, an encoder, and how to score.
+
+    :meth:`from_options` builds one from the flat keys of the command line and of ``--config``.
+    """
 
     model: str
-    """torchvision or timm name (``timm:NAME``), or ``package.module:factory``."""
+    """torchvision name, ``timm:NAME``, or ``package.module:factory``."""
     layers: Sequence[str]
     """Module names or globs."""
     weights: str = "default"
@@ -191,17 +197,17 @@ class RunConfig:
     """A pretrained tag or a file; None = the encoder's default."""
     concepts: str | None = None
     """A file of concepts, one per line; None = class names and the generic concepts."""
-    preset: Preset = "calibrated"
-    out: Path | str | None = None
+    out: str | None = None
     """Run folder; None = ``runs/MODEL``."""
     device: str = "auto"
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
     backend: Backend = "auto"
+    """Who does the clustering; see :mod:`psi_engine.ops.backend`."""
     workers: int = 0
     """Processes that decode images; 0 = in this process."""
-    seed: int = 0
     mine: MineConfig = field(default_factory=MineConfig)
     patches: PatchConfig = field(default_factory=PatchConfig)
-    score: ScoreConfig = field(default_factory=lambda: ScoreConfig(subsamples=200))
+    score: ScoreConfig = field(default_factory=lambda: ScoreConfig(subsamples=RUN_SUBSAMPLES))
 
     def __post_init__(self) -> None:
         if isinstance(self.layers, str) or not self.layers:
@@ -210,10 +216,61 @@ class RunConfig:
                 got=repr(self.layers),
                 expected="a list such as ['layer3', 'layer4']",
             )
-        _choose("preset", self.preset, get_args(Preset))
         _choose("backend", self.backend, get_args(Backend))
         if self.max_images is not None:
             _at_least("max_images", self.max_images, 4)
         if self.image_size is not None:
             _at_least("image_size", self.image_size, 8)
         _at_least("workers", self.workers, 0)
+
+    @classmethod
+    def from_options(cls, preset: Preset = "calibrated", **options: Any) -> RunConfig:
+        """Build a run from flat options, on top of a preset.
+
+        Parameters
+        ----------
+        preset : {"calibrated", "paper"}
+            Where options are silent. ``paper`` is Section 4 of the paper: top-K over all sites,
+            theoretical receptive field, images at 224, 20 draws per null, Lloyd, prompts.
+        **options
+            Any field of this class, of :class:`MineConfig`, :class:`PatchConfig` or
+            :class:`ScoreConfig`; ``seed`` sets both seeds. None means "as the preset says".
+
+        Raises
+        ------
+        InputError
+            For an option nobody knows, with the close ones.
+        """
+        _choose("preset", preset, get_args(Preset))
+        given = {name: value for name, value in options.items() if value is not None}
+        parts: dict[str, dict[str, Any]] = {"mine": {}, "patches": {}, "score": {}, "run": {}}
+        stages = {"mine": MineConfig, "patches": PatchConfig, "score": ScoreConfig}
+        if preset == "paper":
+            parts["mine"]["sites"] = "all"
+            parts["patches"]["patch"] = "theoretical"
+            parts["run"]["image_size"] = 224
+        known = {f.name for f in fields(cls)} - set(stages)
+        for name, value in given.items():
+            homes = [part for part, kind in stages.items() if name in _names(kind)]
+            if name in known:
+                homes.append("run")
+            if not homes:
+                everything = sorted(known.union(*(_names(kind) for kind in stages.values())))
+                close = get_close_matches(name, everything, n=3) or everything
+                raise InputError(
+                    "unknown option", got=repr(name), expected="one of " + ", ".join(close)
+                )
+            for home in homes:
+                parts[home][name] = value
+        for missing in {"model", "layers"} - set(parts["run"]):
+            raise InputError(f"no {missing} named", fix=f"give --{missing}")
+        return cls(
+            mine=MineConfig(**parts["mine"]),
+            patches=PatchConfig(**parts["patches"]),
+            score=ScoreConfig.preset(preset, **{"subsamples": RUN_SUBSAMPLES, **parts["score"]}),
+            **parts["run"],
+        )
+
+
+def _names(kind: type) -> set[str]:
+    return {f.name for f in fields(kind)}
