@@ -1,0 +1,281 @@
+"""The run folder: what is written, under which name, and whether it is still true.
+
+Every file is written beside its place under a temporary name and renamed, so a reader never sees
+half a file. Each stage has a *key*: the hash of its settings and of its inputs' keys. A stage is
+done when the manifest holds the key it would have now; a changed setting changes the keys of the
+stages that depend on it and of no other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, is_dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from psi_engine.errors import InputError, RunFolderError
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+_RECORDED = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "numba", "pyarrow")
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary sibling of ``path``; rename it into place when the block succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically; dataclasses, paths and tuples are taken as they are."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, default=_plain) + "\n", encoding="utf-8")
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a Parquet table atomically."""
+    with atomic(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str]) -> None:
+    """Write tensors (and strings beside them) atomically as safetensors."""
+    with atomic(path) as temporary:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata=dict(notes))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read what :func:`write_tensors` wrote."""
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+
+
+def fingerprint(*parts: Any) -> str:
+    """Hash JSON-able values, dataclasses included, into 16 hex digits; order matters."""
+    text = json.dumps(parts, sort_keys=True, default=_plain)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of psi-engine, Python and the libraries that can change a number."""
+    from psi_engine import __version__
+
+    found = {"psi_engine": __version__, "python": platform.python_version()}
+    for name in _RECORDED:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+class RunFolder:
+    """A run folder that is being written.
+
+    Parameters
+    ----------
+    path : Path
+        Created when absent.
+    identity : Mapping[str, str]
+        What makes two runs the same run: model, weights, data (names and fingerprints). A folder
+        that holds another identity, another schema version or foreign files is refused.
+
+    Raises
+    ------
+    RunFolderError
+        With what the folder holds and what would have been written.
+    """
+
+    def __init__(self, path: Path, identity: Mapping[str, str]) -> None:
+        self.path = path
+        old = _existing_manifest(path)
+        if old is not None:
+            _refuse_other(path, old, identity)
+        path.mkdir(parents=True, exist_ok=True)
+        self.manifest: dict[str, Any] = old or {
+            "schema_version": SCHEMA_VERSION,
+            "created": _now(),
+            "identity": dict(identity),
+            "stages": {},
+        }
+
+    def describe(self, **entries: Any) -> None:
+        """Put entries into the manifest and save it."""
+        self.manifest.update(entries)
+        self.save()
+
+    def save(self) -> None:
+        """Save the manifest."""
+        self.manifest["updated"] = _now()
+        write_json(self.path / MANIFEST, self.manifest)
+
+    def is_done(self, stage: str, key: str) -> bool:
+        """Whether the stage finished under this key and its files are still there."""
+        entry = self.manifest["stages"].get(stage, {})
+        return (
+            entry.get("key") == key
+            and entry.get("status") == "done"
+            and all((self.path / name).exists() for name in entry["files"])
+        )
+
+    def begin(self, stage: str, key: str) -> None:
+        """Record that the stage is being worked on under this key."""
+        self.manifest["stages"][stage] = {"key": key, "status": "running", "started": _now()}
+        self.save()
+
+    def finish(self, stage: str, files: list[str], seconds: float, **facts: Any) -> None:
+        """Record that the stage is done, which files it made, how long it took and its facts."""
+        entry = self.manifest["stages"][stage]
+        entry.update(status="done", files=files, seconds=round(seconds, 3), **facts)
+        self.save()
+
+    def fact(self, stage: str, name: str) -> Any:
+        """Return a fact that a finished stage recorded."""
+        return self.manifest["stages"][stage][name]
+
+    def discard(self, *names: str) -> None:
+        """Remove partial files of an earlier attempt."""
+        for name in names:
+            path = self.path / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+class Run:
+    """A finished run, opened for reading; tables are read when first asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        manifest = _existing_manifest(path) if path.is_dir() else None
+        if manifest is None:
+            raise RunFolderError(
+                "not a run folder",
+                got=str(path),
+                expected=f"a folder with {MANIFEST}",
+                fix="give the --out of a psi-engine run",
+            )
+        if manifest.get("schema_version") != SCHEMA_VERSION:
+            raise _wrong_schema(path, manifest)
+        self.manifest = manifest
+
+    @property
+    def channels(self) -> pa.Table:
+        """One row per channel: scores, nulls, p-values, verdict, baselines."""
+        return self._table("channels")
+
+    @property
+    def sites(self) -> pa.Table:
+        """One row per mined site: where it is, its box, its label, its cluster."""
+        return self._table("sites")
+
+    @property
+    def clusters(self) -> pa.Table:
+        """One row per cluster: size, silhouette, concepts, medoid."""
+        return self._table("clusters")
+
+    def _table(self, name: str) -> pa.Table:
+        path = self.path / f"{name}.parquet"
+        if not path.exists():
+            unfinished = [
+                stage
+                for stage, entry in self.manifest["stages"].items()
+                if entry["status"] != "done"
+            ]
+            raise RunFolderError(
+                f"{path.name} is not there yet",
+                got="unfinished: " + (", ".join(unfinished) or "score"),
+                fix="run the same psi-engine run command again; it continues where it stopped",
+            )
+        return pq.read_table(path)
+
+
+def open_run(path: str | Path) -> Run:
+    """Open a run folder for reading.
+
+    Raises
+    ------
+    RunFolderError
+        When the folder is not a run, or of another schema version.
+    """
+    return Run(Path(path))
+
+
+def _existing_manifest(path: Path) -> dict[str, Any] | None:
+    if path.exists() and not path.is_dir():
+        raise RunFolderError("the run folder is a file", got=str(path), fix="give another --out")
+    file = path / MANIFEST
+    if file.exists():
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise RunFolderError(
+                "the manifest cannot be read", got=f"{file}: {error}", fix="give another --out"
+            ) from None
+    if path.is_dir() and any(entry.name[0] != "." for entry in path.iterdir()):
+        raise RunFolderError(
+            "the folder is not empty and not a run folder",
+            got=str(path),
+            expected=f"an empty or new folder, or one with {MANIFEST}",
+            fix="give another --out",
+        )
+    return None
+
+
+def _refuse_other(path: Path, manifest: Mapping[str, Any], identity: Mapping[str, str]) -> None:
+    if manifest.get("schema_version") != SCHEMA_VERSION:
+        raise _wrong_schema(path, manifest)
+    held = manifest.get("identity", {})
+    differing = sorted(k for k in {*held, *identity} if held.get(k) != identity.get(k))
+    if differing:
+        raise RunFolderError(
+            f"{path} holds another run",
+            got="; ".join(f"{k} {identity.get(k)}" for k in differing),
+            expected="; ".join(f"{k} {held.get(k)}" for k in differing),
+            fix="give another --out; nothing was overwritten",
+        )
+
+
+def _wrong_schema(path: Path, manifest: Mapping[str, Any]) -> RunFolderError:
+    return RunFolderError(
+        f"{path} was written by another version of psi-engine",
+        got=f"schema {manifest.get('schema_version')}",
+        expected=f"schema {SCHEMA_VERSION}",
+        fix="give another --out, or use the version named in its manifest",
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, Path | torch.device):
+        return str(value)
+    if isinstance(value, Tensor):
+        return value.tolist()
+    raise InputError("a value cannot be written as JSON", got=type(value).__name__)

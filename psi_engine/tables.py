@@ -1,0 +1,163 @@
+"""From the stages' objects to the Arrow tables of the run folder (DESIGN of the columns: README)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from psi_engine.types import ActivationStats, Clusters, LayerSites, Scores, SiteSet
+
+KINDS = ("top", "bottom", "random")
+"""The site sets of ``sites.parquet``, in the order they are written."""
+
+CONCEPT = pa.struct([("concept", pa.string()), ("similarity", pa.float64())])
+
+
+def channel_table(
+    layer: str,
+    channels: Tensor,
+    scores: Scores,
+    stats: ActivationStats,
+    baselines: Mapping[str, Tensor],
+) -> pa.Table:
+    """One row per channel of a layer: scores, activation range and the peers' measures.
+
+    Parameters
+    ----------
+    channels : Tensor, int64 (channels,)
+        Indices of the rows in the layer.
+    stats : ActivationStats
+        Of the same channels.
+    baselines : Mapping[str, Tensor]
+        float64 (channels,) each, by column name.
+    """
+    table = scores.to_arrow()
+    activation = {
+        "activation_min": stats.minimum,
+        "activation_max": stats.maximum,
+        "activation_mean": stats.mean,
+        "activation_std": stats.variance.sqrt(),
+        "sparsity": stats.sparsity,
+        "nonfinite": stats.nonfinite,
+    }
+    for name, values in {**activation, **baselines}.items():
+        table = table.append_column(name, pa.array(values.cpu().numpy()))
+    return _prefix(table, layer, channels)
+
+
+def cluster_table(
+    layer: str,
+    channels: Tensor,
+    clusters: Clusters,
+    concepts: Sequence[str] | None,
+    sites: SiteSet,
+) -> pa.Table:
+    """One row per cluster: size, silhouette, the five best concepts, the medoid's site.
+
+    Parameters
+    ----------
+    channels : Tensor, int64 (channels,)
+        Indices in the layer of the scored rows.
+    concepts : sequence of str, optional
+        Names of the concept ids; None without text.
+    sites : SiteSet
+        The scored sites, to place the medoid.
+    """
+    row, medoid = clusters.channel, clusters.medoid
+    table = pa.table(
+        {
+            "cluster": clusters.cluster.numpy(),
+            "size": clusters.size.numpy(),
+            "silhouette": clusters.silhouette.numpy(),
+            "concepts": _concept_lists(clusters, concepts),
+            "medoid_rank": medoid.numpy(),
+            "medoid_image_id": sites.image_ids[row, medoid].numpy(),
+            "medoid_u": sites.u[row, medoid].numpy(),
+            "medoid_v": sites.v[row, medoid].numpy(),
+        }
+    )
+    return _prefix(table, layer, channels[row])
+
+
+def site_table(
+    mined: LayerSites,
+    boxes: Mapping[str, Tensor],
+    assignments: Tensor,
+    keys: Sequence[str],
+    labels: Tensor | None,
+) -> pa.Table:
+    """One row per mined site of a layer.
+
+    Parameters
+    ----------
+    boxes : Mapping[str, Tensor]
+        By kind (``top``, ``bottom``, ``random``): int64 (channels, k, 4), x0 y0 x1 y1.
+    assignments : Tensor, int64 (channels, patches)
+        Clusters of the top sites; −1 = none.
+    keys : sequence of str
+        Path or key of every image of the source.
+    labels : Tensor, int64 (images,), optional
+        −1 = unknown.
+    """
+    parts = []
+    for kind in KINDS:
+        sites: SiteSet = getattr(mined, kind)
+        row, rank = torch.nonzero(sites.image_ids >= 0, as_tuple=True)
+        image = sites.image_ids[row, rank]
+        box = boxes[kind][row, rank].numpy()
+        label = torch.full_like(image, -1) if labels is None else labels[image]
+        cluster = torch.full_like(image, -1)
+        if kind == "top" and assignments.shape[1]:
+            inside = rank < assignments.shape[1]
+            cluster[inside] = assignments[row[inside], rank[inside]]
+        part = pa.table(
+            {
+                "kind": pa.array([kind] * len(image), pa.dictionary(pa.int8(), pa.string())),
+                "rank": rank.numpy().astype(np.int32),
+                "image_id": image.numpy(),
+                "key": pa.array([keys[i] for i in image.tolist()], pa.string()),
+                "u": sites.u[row, rank].numpy(),
+                "v": sites.v[row, rank].numpy(),
+                **{
+                    name: box[:, i].astype(np.int32)
+                    for i, name in enumerate(("x0", "y0", "x1", "y1"))
+                },
+                "activation": sites.values[row, rank].numpy(),
+                "label": _blank(label),
+                "cluster": _blank(cluster),
+            }
+        )
+        parts.append(_prefix(part, mined.layer, mined.channels[row]))
+    return pa.concat_tables(parts)
+
+
+def _blank(values: Tensor) -> pa.Array:
+    data = values.numpy()
+    return pa.array(data, mask=data < 0)
+
+
+def _prefix(table: pa.Table, layer: str, channels: Tensor) -> pa.Table:
+    names = pa.DictionaryArray.from_arrays(np.zeros(len(table), np.int16), [layer])
+    table = table.add_column(0, "layer", names.cast(pa.string()))
+    return table.add_column(1, "channel", pa.array(channels.numpy()))
+
+
+def _concept_lists(clusters: Clusters, names: Sequence[str] | None) -> pa.Array:
+    if clusters.concepts is None or clusters.similarities is None or names is None:
+        return pa.nulls(len(clusters.channel), pa.list_(CONCEPT))
+    rows = zip(clusters.concepts.tolist(), clusters.similarities.tolist(), strict=True)
+    return pa.array(
+        [
+            [
+                {"concept": names[i], "similarity": x}
+                for i, x in zip(ids, values, strict=True)
+                if i >= 0
+            ]
+            for ids, values in rows
+        ],
+        pa.list_(CONCEPT),
+    )
