@@ -15,7 +15,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -29,9 +29,24 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from psi_engine.errors import InputError, RunFolderError
+from psi_engine.types import (
+    ActivationShape,
+    ActivationStats,
+    LayerSites,
+    Mined,
+    PoolSites,
+    SiteSet,
+)
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+_MINED_PARTS: dict[str, Any] = {
+    "top": SiteSet,
+    "bottom": SiteSet,
+    "random": SiteSet,
+    "pool": PoolSites,
+    "stats": ActivationStats,
+}
 _RECORDED = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "numba", "pyarrow")
 
 
@@ -73,10 +88,58 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
 
 
+def write_mined(path: Path, mined: Mined) -> None:
+    """Write mined sites atomically; :func:`read_mined` gives the same bits back."""
+    tensors: dict[str, Tensor] = {}
+    facts: dict[str, Any] = {}
+    for name, layer in mined.items():
+        tensors[f"{name}/channels"] = layer.channels
+        for part in _MINED_PARTS:
+            for field_name, value in _entries(getattr(layer, part)).items():
+                tensors[f"{name}/{part}/{field_name}"] = value
+        facts[name] = {"shape": asdict(layer.shape), "images": layer.images}
+    write_tensors(path, tensors, {"layers": json.dumps(facts)})
+
+
+def read_mined(path: Path) -> Mined:
+    """Read what :func:`write_mined` wrote."""
+    tensors, notes = read_tensors(path)
+    layers = {}
+    for name, facts in json.loads(notes["layers"]).items():
+        parts = {
+            part: kind(**{field: tensors[f"{name}/{part}/{field}"] for field in _field_names(kind)})
+            for part, kind in _MINED_PARTS.items()
+        }
+        shape = facts["shape"]
+        layers[name] = LayerSites(
+            layer=name,
+            shape=ActivationShape(shape["kind"], shape["channels"], tuple(shape["grid"])),
+            channels=tensors[f"{name}/channels"],
+            images=facts["images"],
+            **parts,
+        )
+    return Mined(layers)
+
+
+def _entries(part: Any) -> dict[str, Tensor]:
+    return {name: getattr(part, name) for name in _field_names(type(part))}
+
+
+def _field_names(kind: type) -> tuple[str, ...]:
+    return getattr(kind, "_fields", None) or tuple(f.name for f in fields(kind))
+
+
 def fingerprint(*parts: Any) -> str:
     """Hash JSON-able values, dataclasses included, into 16 hex digits; order matters."""
     text = json.dumps(parts, sort_keys=True, default=_plain)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def tensor_fingerprint(tensor: Tensor) -> str:
+    """Hash a tensor's dtype, shape and bytes into 16 hex digits."""
+    digest = hashlib.blake2b(f"{tensor.dtype} {tuple(tensor.shape)}".encode(), digest_size=8)
+    digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def versions() -> dict[str, str]:

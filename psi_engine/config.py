@@ -110,7 +110,7 @@ class ScoreConfig:
     d_null: DNull = "pool"
     """Null of the distinctness D."""
     d_measure: DMeasure = "contrast"
-    """``gap``: the paper's best-minus-second similarity; ``contrast``: best against the other clusters."""
+    """``gap``: best minus second similarity (paper); ``contrast``: best against other clusters."""
     d_level: DLevel = "concept"
     """``prompt``: every prompt stands alone (paper); ``concept``: template-averaged."""
     solver: Solver = "hartigan"

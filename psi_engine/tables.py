@@ -1,4 +1,4 @@
-"""From the stages' objects to the Arrow tables of the run folder (DESIGN of the columns: README)."""
+"""From the stages' objects to the Arrow tables of the run folder."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from psi_engine.types import ActivationStats, Clusters, LayerSites, Scores, Site
 KINDS = ("top", "bottom", "random")
 """The site sets of ``sites.parquet``, in the order they are written."""
 
+_KIND = pa.dictionary(pa.int8(), pa.string())
 CONCEPT = pa.struct([("concept", pa.string()), ("similarity", pa.float64())])
 
 
@@ -35,7 +36,7 @@ def channel_table(
     baselines : Mapping[str, Tensor]
         float64 (channels,) each, by column name.
     """
-    table = scores.to_arrow()
+    table = channel_scores(layer, channels, scores)
     activation = {
         "activation_min": stats.minimum,
         "activation_max": stats.maximum,
@@ -46,7 +47,12 @@ def channel_table(
     }
     for name, values in {**activation, **baselines}.items():
         table = table.append_column(name, pa.array(values.cpu().numpy()))
-    return _prefix(table, layer, channels)
+    return table
+
+
+def channel_scores(layer: str, channels: Tensor, scores: Scores) -> pa.Table:
+    """One row per channel with nothing but its scores."""
+    return _prefix(scores.to_arrow(), layer, channels)
 
 
 def cluster_table(
@@ -68,19 +74,26 @@ def cluster_table(
         The scored sites, to place the medoid.
     """
     row, medoid = clusters.channel, clusters.medoid
+    table = cluster_scores(layer, channels, clusters, concepts)
+    for name, values in (("image_id", sites.image_ids), ("u", sites.u), ("v", sites.v)):
+        table = table.append_column(f"medoid_{name}", pa.array(values[row, medoid].numpy()))
+    return table
+
+
+def cluster_scores(
+    layer: str, channels: Tensor, clusters: Clusters, concepts: Sequence[str] | None
+) -> pa.Table:
+    """One row per cluster; ``medoid_rank`` is the medoid's place among the channel's patches."""
     table = pa.table(
         {
             "cluster": clusters.cluster.numpy(),
             "size": clusters.size.numpy(),
             "silhouette": clusters.silhouette.numpy(),
             "concepts": _concept_lists(clusters, concepts),
-            "medoid_rank": medoid.numpy(),
-            "medoid_image_id": sites.image_ids[row, medoid].numpy(),
-            "medoid_u": sites.u[row, medoid].numpy(),
-            "medoid_v": sites.v[row, medoid].numpy(),
+            "medoid_rank": clusters.medoid.numpy(),
         }
     )
-    return _prefix(table, layer, channels[row])
+    return _prefix(table, layer, channels[clusters.channel])
 
 
 def site_table(
@@ -116,7 +129,7 @@ def site_table(
             cluster[inside] = assignments[row[inside], rank[inside]]
         part = pa.table(
             {
-                "kind": pa.array([kind] * len(image), pa.dictionary(pa.int8(), pa.string())),
+                "kind": pa.array([kind] * len(image), _KIND),
                 "rank": rank.numpy().astype(np.int32),
                 "image_id": image.numpy(),
                 "key": pa.array([keys[i] for i in image.tolist()], pa.string()),
@@ -133,6 +146,29 @@ def site_table(
         )
         parts.append(_prefix(part, mined.layer, mined.channels[row]))
     return pa.concat_tables(parts)
+
+
+def patch_table(layer: str, assignments: Tensor, labels: Tensor | None) -> pa.Table:
+    """One row per patch of channels that came without images: rank, label and cluster.
+
+    Parameters
+    ----------
+    assignments, labels : Tensor, int64 (channels, patches)
+        −1 = none.
+    """
+    channels, patches = assignments.shape
+    blank = torch.full_like(assignments, -1)
+    table = pa.table(
+        {
+            "kind": pa.array(["top"] * assignments.numel(), _KIND),
+            "rank": np.tile(np.arange(patches, dtype=np.int32), channels),
+            "key": pa.nulls(assignments.numel(), pa.string()),
+            "activation": pa.nulls(assignments.numel(), pa.float32()),
+            "label": _blank((blank if labels is None else labels).long().flatten()),
+            "cluster": _blank(assignments.flatten()),
+        }
+    )
+    return _prefix(table, layer, torch.arange(channels).repeat_interleave(patches))
 
 
 def _blank(values: Tensor) -> pa.Array:

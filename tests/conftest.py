@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real images and weights: ``PSI_ENGINE_ASSETS``, or ``../shared`` beside the project."""
+    """Real images and weights: ``PSI_ENGINE_ASSETS``, or ``../shared`` beside the project."""
     folder = Path(os.environ.get("PSI_ENGINE_ASSETS", Path(__file__).parents[2] / "shared"))
     if not (folder / "data").is_dir():
         pytest.skip(f"real images and weights not found at {folder}; set PSI_ENGINE_ASSETS")

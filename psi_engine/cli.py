@@ -1,0 +1,296 @@
+"""The command line: parse the options, make a config, call one function, show the result."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from psi_engine import __version__
+from psi_engine.errors import InputError, PsiEngineError
+
+app = typer.Typer(
+    name="psi-engine",
+    help="Null-calibrated polysemanticity scores for every neuron of a vision model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_Out = Annotated[str | None, typer.Option(help="Folder to write.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+_Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no tables.")]
+_Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+_Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+_Seed = Annotated[int | None, typer.Option(help="Seed of every random draw.")]
+_Replicates = Annotated[int | None, typer.Option(help="Draws per null, M.")]
+_Preset = Annotated[str | None, typer.Option(help="calibrated (default) or paper.")]
+
+
+def main() -> None:
+    """Run the command line; ``python -m psi_engine`` and ``psi-engine`` both end up here."""
+    app()
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"psi-engine {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    model: Annotated[
+        str | None, typer.Option(help="torchvision name, timm:NAME or package.module:factory.")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="default, none or a file.")] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="Module names or globs, separated by commas.")
+    ] = None,
+    channels: Annotated[
+        str | None, typer.Option(help="Subset, such as layer3:0-31,layer4:3,17.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Image folder, Parquet file or folder, or tiny-imagenet.")
+    ] = None,
+    max_images: Annotated[int | None, typer.Option(help="Use the first images only.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side of the model's input.")] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            help="open_clip:NAME (default ViT-B-32), timm:NAME, classifier:NAME or "
+            "package.module:factory."
+        ),
+    ] = None,
+    encoder_weights: Annotated[str | None, typer.Option(help="Pretrained tag or file.")] = None,
+    concepts: Annotated[str | None, typer.Option(help="File of concepts, one a line.")] = None,
+    preset: _Preset = None,
+    top_k: Annotated[int | None, typer.Option(help="Patches per channel, K.")] = None,
+    replicates: _Replicates = None,
+    patch: Annotated[
+        str | None, typer.Option(help="effective, theoretical or a side in pixels.")
+    ] = None,
+    sites: Annotated[str | None, typer.Option(help="per-image or all.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images loaded together.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that decode images.")] = None,
+    device: _Device = None,
+    seed: _Seed = None,
+    out: _Out = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file with the same keys; options win.")
+    ] = None,
+    as_json: _Json = False,
+    quiet: _Quiet = False,
+    debug: _Debug = False,
+) -> None:
+    """Mine, embed, score and test every channel of the named layers of a model."""
+    with _reported(debug):
+        options = _options(config, {**locals(), "config": None})
+        _run(options, as_json, quiet)
+
+
+@app.command()
+def demo(
+    out: _Out = "runs/demo",
+    seed: _Seed = None,
+    as_json: _Json = False,
+    quiet: _Quiet = False,
+    debug: _Debug = False,
+) -> None:
+    """Run on the bundled miniature world: no network, no GPU; its truth is known."""
+    with _reported(debug):
+        from psi_engine import demo as world
+
+        options = dict(world.RUN_OPTIONS) | {"out": out, "seed": seed}
+        _run(options, as_json, quiet, closing=world.judge)
+
+
+@app.command()
+def score(
+    file: Annotated[Path, typer.Argument(help="npz, safetensors or parquet with `embeddings`.")],
+    labels: Annotated[Path | None, typer.Option(help="npy/npz: (channels, patches) ints.")] = None,
+    text: Annotated[Path | None, typer.Option(help="npy/npz: text embeddings.")] = None,
+    pool: Annotated[Path | None, typer.Option(help="npy/npz: reference patches.")] = None,
+    preset: _Preset = None,
+    replicates: _Replicates = None,
+    device: _Device = None,
+    seed: _Seed = None,
+    out: _Out = None,
+    as_json: _Json = False,
+    quiet: _Quiet = False,
+    debug: _Debug = False,
+) -> None:
+    """Score embeddings another tool made."""
+    with _reported(debug):
+        from psi_engine.report.tables import summarise
+        from psi_engine.score_file import score_file
+
+        console = _console()
+        changes = {"replicates": replicates, "seed": seed}
+        with _screen(console, quiet or as_json) as progress:
+            result = score_file(
+                file,
+                labels=labels,
+                text=text,
+                pool=pool,
+                preset=preset or "calibrated",
+                changes={name: value for name, value in changes.items() if value is not None},
+                device=device or "auto",
+                out=None if out is None else Path(out),
+                progress=progress,
+            )
+        _finish(console, summarise(result), as_json, quiet)
+
+
+@app.command()
+def show(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    channel: Annotated[
+        str | None, typer.Argument(help="layer:channel, such as layer4:1680; none = the run.")
+    ] = None,
+    top: Annotated[int, typer.Option(help="Channels listed for a whole run.")] = 10,
+    as_json: _Json = False,
+    debug: _Debug = False,
+) -> None:
+    """Show a run, or one of its channels."""
+    with _reported(debug):
+        from psi_engine.artifacts import open_run
+        from psi_engine.report import tables, terminal
+
+        opened = open_run(run_folder)
+        if channel is None:
+            found = tables.summarise(opened, top)
+        else:
+            found = tables.channel_details(opened, channel)
+        if as_json:
+            typer.echo(json.dumps(found, indent=2))
+        elif channel is None:
+            terminal.show_summary(Console(), found)
+        else:
+            terminal.show_channel(Console(), found)
+
+
+@app.command()
+def doctor(as_json: _Json = False, debug: _Debug = False) -> None:
+    """Say what works on this machine, what does not, and the command that mends it."""
+    with _reported(debug):
+        from psi_engine.doctor import examine
+        from psi_engine.report.terminal import show_checks
+
+        checks = examine()
+        if as_json:
+            typer.echo(json.dumps(checks, indent=2))
+        else:
+            show_checks(Console(), checks)
+
+
+def _run(options: dict[str, Any], as_json: bool, quiet: bool, closing: Any = None) -> None:
+    from psi_engine.config import RunConfig
+    from psi_engine.pipeline import run as run_pipeline
+    from psi_engine.report.tables import summarise
+
+    config = RunConfig.from_options(**options)
+    console = _console()
+    with _screen(console, quiet or as_json) as progress:
+        result = run_pipeline(config, progress=progress)
+    summary = summarise(result)
+    if closing is not None:
+        summary["truth"] = closing(result)
+    _finish(console, summary, as_json, quiet)
+
+
+def _finish(console: Console, summary: dict[str, Any], as_json: bool, quiet: bool) -> None:
+    from psi_engine.report.terminal import show_summary
+
+    if as_json:
+        typer.echo(json.dumps(summary, indent=2))
+        return
+    if not quiet:
+        show_summary(console, summary)
+    typer.echo(summary["run"])
+
+
+def _options(file: Path | None, given: dict[str, Any]) -> dict[str, Any]:
+    """Merge the options of a TOML file with those of the command line, which win."""
+    options: dict[str, Any] = {}
+    if file is not None:
+        if not file.is_file():
+            raise InputError("the config file is not there", got=str(file))
+        try:
+            options = tomllib.loads(file.read_text(encoding="utf-8"))
+        except tomllib.TOMLDecodeError as error:
+            raise InputError("the config file is not TOML", got=f"{file}: {error}") from None
+        options = {name.replace("-", "_"): value for name, value in options.items()}
+    for name in ("as_json", "quiet", "debug"):
+        given.pop(name)
+    options |= {name: value for name, value in given.items() if value is not None}
+    for name, split in (("layers", _commas), ("channels", _channel_specs)):
+        if isinstance(options.get(name), str):
+            options[name] = split(options[name])
+    if str(options.get("patch", "")).isdigit():
+        options["patch"] = int(options["patch"])
+    return options
+
+
+def _commas(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _channel_specs(text: str) -> list[str]:
+    """Split ``a:0-3,7,b:5`` into ``a:0-3,7`` and ``b:5``: a part without a layer goes on."""
+    specs: list[str] = []
+    for part in _commas(text):
+        if specs and ":" not in part:
+            specs[-1] += f",{part}"
+        else:
+            specs.append(part)
+    return specs
+
+
+def _console() -> Console:
+    return Console(stderr=True)
+
+
+def _screen(console: Console, quiet: bool) -> Any:
+    from psi_engine.report.terminal import ProgressScreen
+
+    return ProgressScreen(console, quiet)
+
+
+@contextlib.contextmanager
+def _reported(debug: bool) -> Iterator[None]:
+    """Turn errors into one message and an exit code: 1 failed, 2 bad input, 130 interrupted."""
+    try:
+        yield
+    except PsiEngineError as error:
+        if debug:
+            raise
+        sys.stderr.write(f"error: {error}\n")
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the same command continues where it stopped\n")
+        raise typer.Exit(130) from None
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as error:
+        if debug:
+            raise
+        sys.stderr.write(
+            f"error: {type(error).__name__}: {error}\nrun again with --debug for the traceback\n"
+        )
+        raise typer.Exit(1) from None

@@ -1,0 +1,163 @@
+"""What the command line shows: progress while working, tables when done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+
+class RateColumn(ProgressColumn):
+    """Items per second."""
+
+    def render(self, task: Task) -> Text:
+        """Render the task's rate, or nothing while it is unknown."""
+        speed = task.finished_speed or task.speed
+        return Text(
+            f"{speed:,.0f}/s" if speed and speed >= 10 else f"{speed:.1f}/s" if speed else ""
+        )
+
+
+class ProgressScreen:
+    """Progress bars on stderr, one per kind of work; use as a context manager.
+
+    Parameters
+    ----------
+    console : Console
+    quiet : bool
+        Show nothing.
+    """
+
+    def __init__(self, console: Console, quiet: bool) -> None:
+        self._quiet = quiet
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            RateColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=quiet,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> ProgressScreen:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bars.stop()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Show that ``done`` of ``total`` items of ``what`` are finished."""
+        if self._quiet:
+            return
+        if what not in self._tasks:
+            self._tasks[what] = self._bars.add_task(what, total=total)
+        self._bars.update(self._tasks[what], completed=done, total=total)
+
+
+def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
+    """Draw the layers, the top channels, the notes and where time went."""
+    layers = _table("layer", "channels", "polysemantic", "monosemantic", "random-like")
+    layers.add_column("not scorable", justify="right")
+    layers.add_column("median log PSI", justify="right")
+    for row in summary["layers"]:
+        verdicts = ("polysemantic", "monosemantic", "random-like", "not scorable")
+        counts = (str(row[name]) for name in ("channels", *verdicts))
+        layers.add_row(row["layer"], *counts, _number(row["median_log_psi"]))
+    console.print(layers)
+    top = _table("channel", "PSI", "Ŝ", "Q̂", "D̂", "p adj", "k̂")
+    top.add_column("verdict")
+    top.add_column("clusters")
+    for row in summary["top"]:
+        parts = (_number(row[name]) for name in ("psi", "s_hat", "q_hat", "d_hat", "psi_p_adj"))
+        names = " | ".join(name or "–" for name in row["concepts"])
+        address = f"{row['layer']}:{row['channel']}"
+        top.add_row(address, *parts, str(row["n_clusters"]), row["verdict"], names)
+    console.print(top)
+    for note in summary["notes"]:
+        console.print(f"note: {note}", style="yellow", highlight=False)
+    spent = "  ".join(f"{name} {value:.1f} s" for name, value in summary["seconds"].items())
+    console.print(f"time: {spent}", highlight=False)
+
+
+def show_channel(console: Console, details: Mapping[str, Any]) -> None:
+    """Draw one channel: its scores beside their nulls, its clusters, their sites."""
+    scores = details["scores"]
+    console.print(
+        f"{scores['layer']}:{scores['channel']}  {scores['verdict']}"
+        f"  PSI {_number(scores['psi'])}"
+        f" [{_number(scores['psi_low'])}, {_number(scores['psi_high'])}]"
+        f"  p adj {_number(scores['psi_p_adj'])}  {scores['status']} {scores['reason']}".rstrip(),
+        highlight=False,
+    )
+    parts = _table("", "observed", "null mean", "null sd", "z", "p", "p adj", "calibrated")
+    for x in ("s", "q", "d"):
+        cells = (
+            scores[x + end] for end in ("", "_null_mean", "_null_std", "_z", "_p", "_p_adj", "_hat")
+        )
+        parts.add_row(x.upper(), *map(_number, cells))
+    console.print(parts)
+    clusters = _table("cluster", "size", "silhouette")
+    clusters.add_column("concepts")
+    clusters.add_column("best sites (image: activation)")
+    for row in details["clusters"]:
+        named = ", ".join(f"{c['concept']} {c['similarity']:.3f}" for c in row["concepts"] or ())
+        members = [site for site in details["sites"] if site["cluster"] == row["cluster"]]
+        shown = ", ".join(_site(site) for site in members[:3])
+        clusters.add_row(
+            str(row["cluster"]), str(row["size"]), _number(row["silhouette"]), named, shown
+        )
+    console.print(clusters)
+
+
+def show_checks(console: Console, checks: Sequence[Mapping[str, str]]) -> None:
+    """Draw what works here, what does not, and the command that mends it."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("what", "state", "detail", "mend"):
+        table.add_column(name, overflow="fold")
+    for row in checks:
+        colour = {"ok": "green", "missing": "yellow", "broken": "red"}[row["state"]]
+        table.add_row(row["what"], Text(row["state"], style=colour), row["detail"], row["mend"])
+    console.print(table)
+
+
+def _table(first: str, *numbers: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column(first, no_wrap=True)
+    for name in numbers:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _site(site: Mapping[str, Any]) -> str:
+    if site["key"] is None:  # embeddings that came without images
+        return f"patch {site['rank']}"
+    return f"{site['key']}: {_number(site['activation'])}"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"

@@ -1,0 +1,160 @@
+"""Score embeddings that another tool wrote to a file.
+
+============  =====================================================================
+npz           arrays ``embeddings`` and, optionally, ``labels``, ``text_embeddings``,
+              ``concept_ids``, ``pool``
+safetensors   the same names; without ``embeddings``, every (channels, patches, dim)
+              tensor is a layer of its own
+parquet       one row per channel: ``embeddings`` list<list<float>>, ``labels`` list<int>
+============  =====================================================================
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors.numpy import load_file
+from torch import Tensor
+
+from psi_engine import artifacts
+from psi_engine.config import Preset, ScoreConfig
+from psi_engine.errors import InputError
+from psi_engine.scores.describe import describe_clusters
+from psi_engine.scores.score import score
+from psi_engine.tables import channel_scores, cluster_scores, patch_table
+from psi_engine.types import Progress
+
+_SIDE_ARRAYS = ("labels", "text_embeddings", "concept_ids", "pool")
+_EXPECTED = "an array `embeddings` of shape (channels, patches, dim)"
+
+
+def score_file(
+    file: Path,
+    *,
+    labels: Path | None = None,
+    text: Path | None = None,
+    pool: Path | None = None,
+    preset: Preset = "calibrated",
+    changes: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    out: Path | None = None,
+    progress: Progress | None = None,
+) -> artifacts.Run:
+    """Score the embeddings of a file and write a run folder without images.
+
+    Parameters
+    ----------
+    file : Path
+        ``.npz``, ``.safetensors`` or ``.parquet``, laid out as this module's table says.
+    labels, text, pool : Path, optional
+        Arrays (``.npy``, ``.npz`` or ``.safetensors`` with one array) that replace those of the
+        file: (channels, patches) ints, (prompts, dim), (n, dim).
+    changes : Mapping, optional
+        Fields of :class:`ScoreConfig` on top of the preset.
+    out : Path, optional
+        None = the file's name without its ending, plus ``-psi``.
+
+    Raises
+    ------
+    InputError
+        For a file that is missing, of another kind, or without embeddings.
+    """
+    arrays = _read(file)
+    for name, path in (("labels", labels), ("text_embeddings", text), ("pool", pool)):
+        if path is not None:
+            arrays[name] = _read_one(path)
+    side = {name: torch.from_numpy(arrays.pop(name)) for name in _SIDE_ARRAYS if name in arrays}
+    layers = _layers(file, arrays)
+    config = ScoreConfig.preset(preset, **(changes or {}))
+    content = artifacts.fingerprint(
+        {name: artifacts.tensor_fingerprint(value) for name, value in {**layers, **side}.items()}
+    )
+    folder = artifacts.RunFolder(
+        out or file.with_name(file.stem + "-psi"), {"file": file.name, "content": content}
+    )
+    folder.describe(config=asdict(config), versions=artifacts.versions(), preparation_seconds=0.0)
+    started = time.perf_counter()
+    key = artifacts.fingerprint("score", content, config)
+    folder.begin("score", key)
+    tables: dict[str, list[pa.Table]] = {"channels": [], "clusters": [], "sites": []}
+    notes = {}
+    for layer, embeddings in layers.items():
+        scores = score(embeddings, **side, config=config, device=device, progress=progress)
+        clusters = describe_clusters(
+            embeddings, scores, side.get("text_embeddings"), side.get("concept_ids")
+        )
+        channels = torch.arange(len(embeddings))
+        tables["channels"].append(channel_scores(layer, channels, scores))
+        tables["clusters"].append(cluster_scores(layer, channels, clusters, _names(side)))
+        tables["sites"].append(patch_table(layer, scores.assignments, side.get("labels")))
+        notes[layer] = list(scores.notes)
+    for name, parts in tables.items():
+        artifacts.write_table(folder.path / f"{name}.parquet", pa.concat_tables(parts))
+    seconds = time.perf_counter() - started
+    folder.finish("score", [f"{name}.parquet" for name in tables], seconds, notes=notes)
+    return artifacts.open_run(folder.path)
+
+
+def _read(file: Path) -> dict[str, np.ndarray]:
+    if not file.is_file():
+        raise InputError("the file is not there", got=str(file))
+    try:
+        if file.suffix == ".npz":
+            with np.load(file, allow_pickle=False) as archive:
+                return dict(archive)
+        if file.suffix == ".safetensors":
+            return dict(load_file(file))
+        if file.suffix == ".parquet":
+            table = pq.read_table(file)
+            return {name: np.array(table[name].to_pylist()) for name in table.column_names}
+    except Exception as error:  # each format has its own; the reader needs the file's name
+        raise InputError("the file cannot be read", got=f"{file}: {error}") from error
+    raise InputError(
+        "unknown kind of file", got=file.name, expected=".npz, .safetensors or .parquet"
+    )
+
+
+def _read_one(path: Path) -> np.ndarray:
+    if path.suffix == ".npy" and path.is_file():
+        return np.load(path, allow_pickle=False)
+    arrays = _read(path)
+    if len(arrays) != 1:
+        raise InputError(
+            "which array is meant is not clear",
+            got=f"{path} with {', '.join(arrays)}",
+            expected="one array",
+        )
+    return next(iter(arrays.values()))
+
+
+def _layers(file: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    if "embeddings" in arrays:
+        found = {file.stem: arrays["embeddings"]}
+    elif file.suffix == ".safetensors":
+        found = {name: value for name, value in arrays.items() if value.ndim == 3}
+    else:
+        found = {}
+    if not found:
+        raise InputError(
+            "no embeddings in the file",
+            got=f"{file.name} with {', '.join(arrays) or 'nothing'}",
+            expected=_EXPECTED,
+        )
+    return {name: torch.from_numpy(value) for name, value in found.items()}
+
+
+def _names(side: Mapping[str, Tensor]) -> list[str] | None:
+    """Name concepts by number: a file of embeddings does not say what its prompts were."""
+    if "text_embeddings" not in side:
+        return None
+    ids = side.get("concept_ids")
+    count = len(side["text_embeddings"]) if ids is None else int(ids.max()) + 1
+    return [f"concept {i}" for i in range(count)]
