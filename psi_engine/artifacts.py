@@ -79,7 +79,9 @@ def write_table(path: Path, table: pa.Table) -> None:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str]) -> None:
     """Write tensors (and strings beside them) atomically as safetensors."""
     with atomic(path) as temporary:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata=dict(notes))
+        # A copy each: safetensors refuses tensors that share memory, as u and v of flat layers may.
+        copies = {name: value.contiguous().clone() for name, value in tensors.items()}
+        save_file(copies, temporary, metadata=dict(notes))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
