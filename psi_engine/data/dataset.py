@@ -1,0 +1,152 @@
+"""Torch data sets as image sources."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
+
+from psi_engine.data.source import CorruptImage, ImageSource, fingerprint_of
+from psi_engine.errors import DataError
+
+_PROBES = 16
+"""Items that enter the fingerprint, evenly spread."""
+
+
+class DatasetSource(ImageSource):
+    """A map-style ``torch.utils.data.Dataset`` whose items are images, or (image, label, …).
+
+    Parameters
+    ----------
+    dataset : Dataset
+        With ``__len__`` and ``__getitem__``. PIL images go through the model's preprocess;
+        tensors go to the model as they are (as float32, their values unchanged).
+    max_images : int, optional
+        Use only the first items.
+
+    Raises
+    ------
+    DataError
+        If it is iterable-style, empty, or its items are of another kind.
+
+    Notes
+    -----
+    Labels are taken from ``targets`` or ``labels`` where the data set has one of them, one per
+    item; else they are read off the items the first time they are asked for, which reads every
+    item once. The fingerprint hashes the type, the length and 16 items spread evenly.
+    """
+
+    def __init__(self, dataset: Dataset[Any], max_images: int | None = None) -> None:
+        self.name = f"{type(dataset).__module__}.{type(dataset).__qualname__}"
+        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
+            raise DataError(
+                "iterable data sets have no stable image ids",
+                got=self.name,
+                expected="a map-style Dataset with __len__ and __getitem__",
+                fix="put the items in a list first, or write them to a folder or Parquet",
+            )
+        if not hasattr(dataset, "__len__"):
+            raise DataError(
+                "the data set has no length", got=self.name, expected="a Dataset with __len__"
+            )
+        total = len(dataset)
+        if total == 0:
+            raise DataError(f"the data set {self.name} is empty", fix="give one with images")
+        self._dataset = dataset
+        self._total = total
+        count = total if max_images is None else min(total, max_images)
+        self.keys = [str(i) for i in range(count)]
+        names = getattr(dataset, "classes", None)
+        if not isinstance(names, Sequence) or isinstance(names, str):
+            names = ()
+        self.class_names = tuple(map(str, names)) or None
+        self._labels: Tensor | None = None
+        self._labelled = False
+        self.fingerprint = fingerprint_of(["dataset", self.name, str(count), *self._probe()])
+
+    @property
+    def labels(self) -> Tensor | None:
+        """int64 (images,); None if the items carry no integer labels."""
+        if not self._labelled:
+            self._labels = self._declared_labels()
+            if self._labels is None:
+                self._labels = self._item_labels()
+            self._labelled = True
+        return self._labels
+
+    def item(self, index: int) -> Image.Image | Tensor:
+        """One item, its label left off."""
+        image = _image_of(self._get(index))
+        if isinstance(image, Tensor):
+            return image.detach().to("cpu", torch.float32)
+        if isinstance(image, Image.Image):
+            try:
+                image.load()
+            except (OSError, ValueError, SyntaxError) as error:
+                raise CorruptImage(str(error)) from error
+            return image
+        raise DataError(
+            f"item {index} of {self.name} is not an image",
+            got=type(image).__name__,
+            expected="a PIL image or a torch tensor, alone or first in a tuple with its label",
+        )
+
+    def _get(self, index: int) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        try:
+            return self._dataset[index]
+        except OSError as error:  # what file-backed data sets raise on a broken file
+            raise CorruptImage(str(error)) from error
+
+    def _probe(self) -> list[bytes | str]:
+        parts: list[bytes | str] = []
+        for index in np.unique(np.linspace(0, len(self) - 1, _PROBES).astype(int)).tolist():
+            try:
+                item = self.item(index)
+            except CorruptImage as error:
+                parts.append(str(error))
+                continue
+            array = item.numpy() if isinstance(item, Tensor) else np.asarray(item)
+            parts += [str(array.shape), np.ascontiguousarray(array).tobytes()]
+        return parts
+
+    def _declared_labels(self) -> Tensor | None:
+        for name in ("targets", "labels"):
+            values = getattr(self._dataset, name, None)
+            if values is None or not hasattr(values, "__len__") or len(values) != self._total:
+                continue
+            array = np.asarray(values)
+            if array.ndim == 1 and array.dtype.kind in "iu":
+                return _known(array[: len(self)])
+        return None
+
+    def _item_labels(self) -> Tensor | None:
+        found = []
+        for index in range(len(self)):
+            try:
+                item = self._get(index)
+            except CorruptImage:
+                found.append(-1)
+                continue
+            label = item[1] if isinstance(item, tuple | list) and len(item) > 1 else None
+            if isinstance(label, Tensor | np.ndarray | np.generic) and label.ndim == 0:
+                label = label.item()
+            if not isinstance(label, int):
+                return None
+            found.append(label)
+        return _known(np.asarray(found))
+
+
+def _image_of(item: Any) -> Any:
+    return item[0] if isinstance(item, tuple | list) and len(item) > 0 else item
+
+
+def _known(labels: np.ndarray) -> Tensor:
+    labels = labels.astype(np.int64)
+    return torch.from_numpy(np.where(labels < 0, -1, labels))
