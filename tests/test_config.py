@@ -10,7 +10,7 @@ from psi_engine.errors import InputError
     ("kind", "options", "message"),
     [
         (MineConfig, {"top_k": 3}, "top_k is too small; got 3; expected at least 4"),
-        (MineConfig, {"sites": "some"}, "unknown sites; got 'some'; expected one of per-image, all"),
+        (MineConfig, {"sites": "some"}, "unknown sites; got 'some'; expected one of per-im"),
         (MineConfig, {"precision": "fp8"}, "unknown precision"),
         (MineConfig, {"batch_size": 0}, "batch_size is too small"),
         (MineConfig, {"pool": -1}, "pool is too small"),

@@ -1,0 +1,153 @@
+"""What works on this machine, what does not, and the command that mends it.
+
+Nothing here downloads or opens a model; each check looks, and the whole takes seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from importlib import metadata
+from pathlib import Path
+from typing import Literal, TypedDict
+
+import torch
+
+from psi_engine import demo
+from psi_engine.data import cached_tiny_imagenet
+from psi_engine.encoders import cached_clip_weights
+from psi_engine.models import cached_weights
+from psi_engine.network import unreachable_reason
+from psi_engine.ops._cuda import compile_kernels, cupy_reason
+
+_PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "numba", "pyarrow")
+_HOSTS = {
+    "torchvision weights": "https://download.pytorch.org",
+    "open_clip and timm weights": "https://huggingface.co",
+    "Tiny-ImageNet": "http://cs231n.stanford.edu",
+}
+_PROBE_SECONDS = 2.0
+_RUN_BYTES = 2 << 30
+
+
+class Check(TypedDict):
+    """One line of the report; ``mend`` is empty where nothing is wrong."""
+
+    what: str
+    state: Literal["ok", "missing", "broken"]
+    detail: str
+    mend: str
+
+
+def examine() -> list[Check]:
+    """Examine packages, device, kernels, weights, data, network and disk."""
+    return [_packages(), _device(), *_kernels(), _demo(), *_downloads(), *_network(), _disk()]
+
+
+def _check(
+    what: str, problem: str | None, detail: str, mend: str, *, broken: bool = False
+) -> Check:
+    if problem is None:
+        return Check(what=what, state="ok", detail=detail, mend="")
+    return Check(what=what, state="broken" if broken else "missing", detail=problem, mend=mend)
+
+
+def _packages() -> Check:
+    held = [f"Python {platform.python_version()}"]
+    absent = []
+    for name in _PACKAGES:
+        try:
+            held.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            absent.append(name)
+    problem = f"not installed: {', '.join(absent)}" if absent else None
+    return _check("packages", problem, ", ".join(held), "pip install psi-engine", broken=True)
+
+
+def _device() -> Check:
+    processors = f"CPU, {torch.get_num_threads()} threads of {os.cpu_count()}"
+    if torch.cuda.is_available():
+        return _check("device", None, f"{torch.cuda.get_device_name()}; {processors}", "")
+    built = torch.version.cuda
+    return _check(
+        "GPU",
+        f"none that torch can use (torch for CUDA {built}); everything runs on the {processors}",
+        "",
+        "needs an NVIDIA card and driver; without one nothing has to be done"
+        if built
+        else "install a CUDA build of torch",
+    )
+
+
+def _kernels() -> list[Check]:
+    reason = cupy_reason()
+    checks = [
+        _check(
+            "CuPy",
+            reason,
+            "usable",
+            "pip install 'psi-engine[cuda13]' (CUDA 13 driver) or 'psi-engine[cuda12]'"
+            if torch.cuda.is_available()
+            else "needs the GPU first; torch and numba do its work meanwhile",
+        )
+    ]
+    for report in compile_kernels():
+        detail = f"compiles for {report.arch}: {report.registers} registers, "
+        detail += f"{report.shared_bytes} B shared, {report.spill_bytes} B spilled"
+        checks.append(
+            _check(
+                f"kernel {report.name}",
+                report.error,
+                detail,
+                "pip install 'psi-engine[cuda13]' brings the compiler",
+            )
+        )
+    return checks
+
+
+def _demo() -> Check:
+    path = demo.images_path()
+    problem = None if path.is_file() else f"{path} is gone"
+    return _check(
+        "demo", problem, "images and weights are here: psi-engine demo", "reinstall psi-engine",
+        broken=True,
+    )  # fmt: skip
+
+
+def _downloads() -> list[Check]:
+    """What the default run needs from the network, and whether it is here already."""
+    held: tuple[tuple[str, Path | None, str], ...] = (
+        ("weights of resnet50", cached_weights("resnet50"), "--weights FILE"),
+        ("open_clip ViT-B-32, openai", cached_clip_weights("ViT-B-32"), "--encoder-weights FILE"),
+        ("Tiny-ImageNet", cached_tiny_imagenet(), "--data PATH"),
+    )
+    return [
+        _check(
+            what,
+            None if path else "not downloaded yet",
+            str(path),
+            f"with a network the first run downloads it; without, give {option}",
+        )
+        for what, path, option in held
+    ]
+
+
+def _network() -> list[Check]:
+    return [
+        _check(
+            f"network for {what}",
+            unreachable_reason(url, _PROBE_SECONDS),
+            url,
+            "fetch the files elsewhere and give them by path, as the lines above say",
+        )
+        for what, url in _HOSTS.items()
+    ]
+
+
+def _disk() -> Check:
+    free = shutil.disk_usage(Path.cwd()).free
+    problem = f"{free / 2**30:.1f} GiB free here" if free < _RUN_BYTES else None
+    return _check(
+        "disk", problem, f"{free / 2**30:.0f} GiB free here", "give --out on a disk with 2 GiB free"
+    )
