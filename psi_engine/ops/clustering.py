@@ -325,7 +325,7 @@ def _lloyd(grid: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _refill(labels: Tensor, cosine: Tensor, k: int) -> Tensor:
-    """Give each emptied cluster the patch farthest from its centroid, of a cluster of two or more."""
+    """Give each emptied cluster the patch farthest from its centroid that is not alone there."""
     for j in range(k):
         sizes = members(labels, k).sum(-1)
         empty = sizes[..., j : j + 1] == 0
