@@ -36,6 +36,8 @@ class Preprocess:
         Filter of the resize, antialiased as PIL does it.
     mean, std : tuple of 3 floats
         Normalisation of RGB in [0, 1].
+    squash : bool
+        Resize both sides to ``resize``, giving up the aspect ratio, instead of the shorter one.
 
     Raises
     ------
@@ -53,6 +55,7 @@ class Preprocess:
     interpolation: Interpolation = "bilinear"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    squash: bool = False
 
     def __post_init__(self) -> None:
         if self.image_size < 1:
@@ -92,7 +95,7 @@ class Preprocess:
         image = to_rgb(image)
         width, height = image.size
         short, long = min(width, height), max(width, height)
-        longer = int(self.resize * long / short)
+        longer = self.resize if self.squash else int(self.resize * long / short)
         size = (self.resize, longer) if width <= height else (longer, self.resize)
         if size != image.size:
             image = image.resize(size, _FILTERS[self.interpolation])
