@@ -1,0 +1,316 @@
+"""One layer's streaming miner: top, bottom, random and pool sites and statistics in one pass.
+
+Everything a miner keeps is the best part of a fixed order on sites, so the order of the images,
+the batch size and the cut into shards never change it:
+
+=========  =============================================  ====================================
+set        order (best first)                             at most
+=========  =============================================  ====================================
+top        value descending, image, u, v                  one site an image (``per-image``) or
+bottom     value ascending, image, u, v                   one entry a site (``all``)
+random     hash(seed, layer, channel, image)              one site an image
+pool       rank of the site in its image, hash(…, u, v)   one entry a site
+=========  =============================================  ====================================
+
+The random site of (channel, image) is itself drawn by hash; where it is not finite the image has
+no entry, which leaves every finite site equally likely. The pool takes one site from every image
+before it takes a second from any, and does not look at activations at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from psi_engine.config import MineConfig
+from psi_engine.errors import InputError
+from psi_engine.ops import topk
+from psi_engine.ops.moments import (
+    Moments,
+    add_moments,
+    batch_moments,
+    empty_moments,
+    summarise,
+)
+from psi_engine.ops.random import hash_keys, string_key, uniform
+from psi_engine.types import ActivationShape, LayerSites, PoolSites, SiteSet
+
+_POOL_PRIORITY_BITS = 40  # of the 63 bits of a pool key; the rest hold the rank in the image
+_MAX_POOL = 1 << 22  # keeps the rank below 2^23
+
+
+class Miner:
+    """Keeps the extreme and random sites of one layer while its activations stream by.
+
+    Parameters
+    ----------
+    layer : str
+        Name of the layer; a key of the randomness.
+    shape : ActivationShape
+        Layout of the whole layer.
+    config : MineConfig
+    channels : Tensor, int64 (n,), optional
+        Which channels to keep; None = all. Draws depend on the channel's index in the layer, so
+        a subset gets the sites it would get in a full run.
+    device : torch.device or str
+        Where the buffers live.
+    """
+
+    def __init__(
+        self,
+        layer: str,
+        shape: ActivationShape,
+        config: MineConfig | None = None,
+        channels: Tensor | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        config = MineConfig() if config is None else config
+        if config.pool > _MAX_POOL:
+            raise InputError("pool is too large", got=config.pool, expected=f"at most {_MAX_POOL}")
+        self.layer, self.shape, self.config = layer, shape, config
+        self.channels = _checked_channels(layer, shape, channels)
+        self._subset = None if channels is None else self.channels.to(device)
+        self._sites = shape.grid[0] * shape.grid[1]
+        self._group = self._sites if config.sites == "per-image" else 1
+        count = len(self.channels)
+        self._top = topk.empty(count, config.top_k, torch.float32, device)
+        self._bottom = topk.empty(count, config.bottom_k, torch.float32, device)
+        self._random = topk.empty(count, config.reservoir, torch.int64, device)
+        self._pool = topk.empty(1, config.pool, torch.int64, device)
+        self._moments = empty_moments(count, device)
+        self._images = 0
+        layer_key = string_key(layer)
+        self._channel_keys = hash_keys(config.seed, layer_key, self.channels).to(device)[:, None]
+        self._pool_key = hash_keys(config.seed, layer_key, string_key("pool")).to(device)
+        self._site_salt = torch.ones((), dtype=torch.int64, device=device)
+
+    @torch.no_grad()
+    def update(self, maps: Tensor, image_ids: Tensor) -> None:
+        """Take in the activations of a batch of images.
+
+        Parameters
+        ----------
+        maps : Tensor, floating (batch, channels, H, W)
+            Activations of the whole layer on its grid; 16-bit values are widened to float32.
+            NaN and infinite sites are counted and left out.
+        image_ids : Tensor, int64 (batch,)
+            Distinct positions in source order, none negative.
+
+        Raises
+        ------
+        InputError
+            The maps are not (batch, channels, H, W) of this layer, or the ids do not fit them.
+        """
+        expected = (len(image_ids), self.shape.channels, *self.shape.grid)
+        if maps.shape != expected or not maps.is_floating_point():
+            raise InputError(
+                f"activations of {self.layer} do not fit the layer",
+                got=f"{maps.dtype} {tuple(maps.shape)}",
+                expected=f"floating {expected}, one image id per row",
+                fix="every image must reach the model at the same size",
+            )
+        if not len(image_ids):
+            return
+        image_ids = image_ids.to(maps.device)
+        if self._subset is not None:
+            maps = maps.index_select(1, self._subset)
+        x = maps.flatten(2).to(torch.float32)
+        # Asking the host is free on the CPU and spares it four passes; on CUDA it would stall.
+        # A float64 sum of float32 values is finite exactly when all of them are.
+        clean = x.device.type == "cpu" and bool(x.sum(dtype=torch.float64).isfinite())
+        finite = None if clean else torch.isfinite(x)
+        self._images += len(image_ids)
+        self._moments = add_moments(self._moments, batch_moments(x, finite))
+        high = x if finite is None else torch.where(finite, x, -torch.inf)
+        self._top = self._keep(self._top, high, image_ids)
+        if self.config.bottom_k:
+            low = -x if finite is None else torch.where(finite, -x, -torch.inf)
+            self._bottom = self._keep(self._bottom, low, image_ids)
+        if self.config.reservoir:
+            self._random = topk.merge(
+                self._random, self._draw(x, image_ids), self.config.reservoir, self._sites
+            )
+        if self.config.pool:
+            self._pool = topk.merge(self._pool, self._pool_of(image_ids), self.config.pool, 1)
+
+    def _keep(self, kept: topk.Entries, keys: Tensor, image_ids: Tensor) -> topk.Entries:
+        k = kept.keys.shape[1]
+        if self.config.sites == "per-image":
+            best = topk.best_of_images(keys, image_ids)
+        else:
+            best = topk.best_of_batch(keys + 0.0, image_ids, k)
+        return topk.merge(kept, best, k, self._group)
+
+    def _draw(self, x: Tensor, image_ids: Tensor) -> topk.Entries:
+        """One random site of each (channel, image), with the image's priority for the channel."""
+        priority = hash_keys(self._channel_keys, image_ids)
+        position = (uniform(priority, self._site_salt) * self._sites).to(torch.int64)
+        values = x.permute(1, 0, 2).gather(2, position[:, :, None]).squeeze(2)
+        usable = torch.isfinite(values)
+        return topk.Entries(
+            torch.where(usable, priority, topk.NO_PRIORITY),
+            torch.where(usable, image_ids * self._sites + position, topk.NO_SITE),
+            torch.where(usable, values, torch.nan) + 0.0,
+        )
+
+    def _pool_of(self, image_ids: Tensor) -> topk.Entries:
+        """The sites of a batch that can enter the pool: an equal share of each image's best."""
+        sites = image_ids[:, None] * self._sites + torch.arange(
+            self._sites, device=image_ids.device
+        )
+        priority = hash_keys(self._pool_key, sites)
+        priority, order = torch.sort(priority, dim=1, stable=True)
+        # Later ranks of an image come after `share` sites of every image of the batch.
+        share = min(self._sites, -(-self.config.pool // len(image_ids)))
+        rank = torch.arange(share, device=image_ids.device)
+        # An arithmetic shift keeps the order; the offset makes the 40 bits non-negative.
+        high_bits = (priority[:, :share] >> (64 - _POOL_PRIORITY_BITS)) + (
+            1 << (_POOL_PRIORITY_BITS - 1)
+        )
+        keys = ~((rank << _POOL_PRIORITY_BITS) | high_bits)
+        kept = sites.gather(1, order[:, :share])
+        blank = torch.full_like(kept, torch.nan, dtype=torch.float32)
+        return topk.Entries(keys.reshape(1, -1), kept.reshape(1, -1), blank.reshape(1, -1))
+
+    def merge(self, other: Miner) -> None:
+        """Take in what another miner of the same layer has seen.
+
+        Sites are merged as sets: associative, commutative, idempotent, so shards may overlap.
+        Statistics and the number of images are sums: exact in any order, but an image that both
+        have seen counts twice in them.
+
+        Raises
+        ------
+        InputError
+            The other miner has another layer, shape, channel set or configuration.
+        """
+        same = (
+            (self.layer, self.shape, self._settings())
+            == (other.layer, other.shape, other._settings())
+        ) and torch.equal(self.channels, other.channels)
+        if not same:
+            raise InputError(
+                "miners of different work cannot be merged",
+                got=f"{other.layer} {other.shape} {other.config}",
+                expected=f"{self.layer} {self.shape} {self.config}",
+            )
+        device = self._pool.keys.device
+        theirs = other._buffers()
+        merged = [
+            topk.merge(
+                kept,
+                topk.Entries(*(x.to(device) for x in theirs[name][0])),
+                kept.keys.shape[1],
+                group,
+            )
+            for name, (kept, group) in self._buffers().items()
+        ]
+        self._top, self._bottom, self._random, self._pool = merged
+        moments = Moments(*(x.to(device) for x in other._moments))
+        self._moments = add_moments(self._moments, moments)
+        self._images += other._images
+
+    def _settings(self) -> tuple[object, ...]:
+        c = self.config
+        return c.top_k, c.bottom_k, c.reservoir, c.pool, c.sites, c.precision, c.seed
+
+    def _buffers(self) -> dict[str, tuple[topk.Entries, int]]:
+        return {
+            "top": (self._top, self._group),
+            "bottom": (self._bottom, self._group),
+            "random": (self._random, self._sites),
+            "pool": (self._pool, 1),
+        }
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything kept so far, as plain contiguous tensors on the CPU."""
+        state = {
+            f"{name}.{part}": tensor
+            for name, (entries, _) in self._buffers().items()
+            for part, tensor in entries._asdict().items()
+        }
+        state |= {f"moments.{part}": tensor for part, tensor in self._moments._asdict().items()}
+        state["images"] = torch.tensor(self._images)
+        state["channels"] = self.channels
+        return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from :meth:`state_dict` of a miner of the same layer and configuration.
+
+        Raises
+        ------
+        InputError
+            The state belongs to other work: a name, shape, dtype or channel differs.
+        """
+        for name, tensor in self.state_dict().items():
+            found = state.get(name)
+            if found is None or found.shape != tensor.shape or found.dtype != tensor.dtype:
+                raise InputError(
+                    f"saved mining state of {self.layer} does not fit: {name}",
+                    got="nothing" if found is None else f"{found.dtype} {tuple(found.shape)}",
+                    expected=f"{tensor.dtype} {tuple(tensor.shape)}",
+                    fix="mine this layer again from the start",
+                )
+        if not torch.equal(state["channels"].cpu(), self.channels):
+            raise InputError(
+                f"saved mining state of {self.layer} holds other channels",
+                fix="mine this layer again from the start",
+            )
+        device = self._pool.keys.device
+        parts = {name: tensor.to(device, copy=True) for name, tensor in state.items()}
+
+        def entries(name: str) -> topk.Entries:
+            return topk.Entries(*(parts[f"{name}.{part}"] for part in topk.Entries._fields))
+
+        self._top, self._bottom = entries("top"), entries("bottom")
+        self._random, self._pool = entries("random"), entries("pool")
+        self._moments = Moments(*(parts[f"moments.{part}"] for part in Moments._fields))
+        self._images = int(state["images"])
+
+    def result(self) -> LayerSites:
+        """What was mined, on the CPU; slots that no site fills hold image id −1 and NaN."""
+        bottom = self._site_set(self._bottom)
+        # The bottom was kept as the top of −x; adding 0 turns −0 into +0.
+        bottom = bottom._replace(values=-bottom.values + 0.0)
+        pool = self._site_set(self._pool)
+        found = pool.image_ids[0] >= 0
+        return LayerSites(
+            layer=self.layer,
+            shape=self.shape,
+            channels=self.channels,
+            top=self._site_set(self._top),
+            bottom=bottom,
+            random=self._site_set(self._random),
+            pool=PoolSites(pool.image_ids[0][found], pool.u[0][found], pool.v[0][found]),
+            stats=summarise(self._moments),
+            images=self._images,
+        )
+
+    def _site_set(self, entries: topk.Entries) -> SiteSet:
+        sites, values = entries.sites.cpu(), entries.values.cpu()
+        blank = sites == topk.NO_SITE
+        image, position = sites // self._sites, sites % self._sites
+        columns = self.shape.grid[1]
+        u, v = position // columns, position % columns
+        return SiteSet(
+            torch.where(blank, torch.nan, values),
+            torch.where(blank, -1, image),
+            torch.where(blank, -1, u).to(torch.int32),
+            torch.where(blank, -1, v).to(torch.int32),
+        )
+
+
+def _checked_channels(layer: str, shape: ActivationShape, channels: Tensor | None) -> Tensor:
+    if channels is None:
+        return torch.arange(shape.channels)
+    channels = channels.detach().cpu().to(torch.int64)
+    inside = channels.ndim == 1 and bool(((channels >= 0) & (channels < shape.channels)).all())
+    if not inside or len(channels) == 0 or len(channels.unique()) != len(channels):
+        raise InputError(
+            f"channels of {layer} cannot be used",
+            got=channels.tolist(),
+            expected=f"distinct indices from 0 to {shape.channels - 1}, at least one",
+        )
+    return channels
