@@ -18,18 +18,19 @@ from psi_engine.data import Preprocess
 from psi_engine.errors import InputError, ModelError
 from psi_engine.hooks import activation_shape, capture
 from psi_engine.types import ActivationShape
+from psi_engine.weights import load_weights, read_state_dict, state_fingerprint
 from psi_engine.zoo import (
     Built,
     build_timm,
     build_torchvision,
-    cached_torchvision_weights,
+    cached_weights,
     close_names,
 )
 
 __all__ = [
     "LoadedModel",
     "activation_shapes",
-    "cached_torchvision_weights",
+    "cached_weights",
     "import_factory",
     "load_model",
     "parse_channels",

@@ -70,7 +70,7 @@ def build_torchvision(name: str, *, pretrained: bool) -> Built:
     return Built(module, preprocess, tuple(default.meta["categories"]))
 
 
-def cached_torchvision_weights(name: str) -> Path | None:
+def cached_weights(name: str) -> Path | None:
     """The file of a torchvision classifier's default weights, if it has been downloaded."""
     from torchvision import models
 
