@@ -1,0 +1,115 @@
+"""What a null sees, and what it gives back.
+
+A null is a function ``null(batch, call) -> NullSummary``: it compares the observed value of its
+component for every channel of the batch with draws made under its own model. All channels of a
+batch have the same number of valid patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from psi_engine.config import ScoreConfig
+from psi_engine.ops.backend import Resolved
+from psi_engine.ops.exact import fold_sum
+from psi_engine.ops.random import hash_keys, string_key
+from psi_engine.ops.separability import Separability, separability
+from psi_engine.scores.distinctness import Texts
+from psi_engine.scores.pool import Pool
+from psi_engine.statistics import NullSummary
+
+T = TypeVar("T")
+
+
+@dataclass
+class Batch:
+    """Channels with the same number n of valid patches, and what was observed in them."""
+
+    ids: Tensor  # int64 (channels,), keys of the randomness
+    units: Tensor  # float32 (channels, n, dim), grid unit rows
+    grams: Tensor  # float32 (channels, n, n)
+    labels: Tensor | None  # int64 (channels, n)
+    n_clusters: Tensor  # int64 (channels,)
+    assignments: Tensor  # int64 (channels, n)
+    clarity: Tensor  # float64 (channels,)
+    s: Tensor  # float64 (channels,)
+    q: Tensor | None
+    d: Tensor | None
+
+    @property
+    def n(self) -> int:
+        """Patches per channel."""
+        return self.grams.shape[-1]
+
+
+@dataclass
+class Call:
+    """One call of the scorer: settings, what channels share, and what was computed once."""
+
+    config: ScoreConfig
+    device: torch.device
+    backend: Resolved
+    memory: int
+    pool: Pool
+    texts: Texts | None
+    unrelated: Texts | None
+    notes: list[str]
+    tallies: dict[str, int] = field(default_factory=dict)
+    _once: dict[Hashable, object] = field(default_factory=dict)
+
+    def once(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """The value of ``compute()``, computed the first time the key is met in this call."""
+        if key not in self._once:
+            self._once[key] = compute()
+        return self._once[key]  # type: ignore[return-value]
+
+    def note(self, text: str) -> None:
+        """Tell the caller something, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def tally(self, text: str, count: int) -> None:
+        """Count something over the batches; it becomes one note, "COUNT text"."""
+        if count:
+            self.tallies[text] = self.tallies.get(text, 0) + count
+
+    def keys(self, stream: str, *parts: Tensor | int) -> Tensor:
+        """Randomness of a named purpose: int64, the broadcast shape of the parts."""
+        return hash_keys(self.config.seed, string_key(stream), *parts, device=self.device)
+
+    def replicates(self) -> Tensor:
+        """Indices of the replicates, int64 (replicates,)."""
+        return torch.arange(self.config.replicates, device=self.device)
+
+    def separability(self, grams: Tensor, keys: Tensor) -> Separability:
+        """S of each Gram matrix with this call's solver."""
+        config = self.config
+        return separability(
+            grams,
+            keys,
+            k_min=config.k_min,
+            k_max=min(config.k_max, grams.shape[-1] - 1),
+            solver=config.solver,
+            restarts=config.restarts,
+            backend=self.backend,
+            memory=self.memory,
+        )
+
+    def chunk(self, bytes_each: int) -> int:
+        """How many items of this size fit the memory budget, at least one."""
+        return max(1, self.memory // max(1, bytes_each))
+
+
+NullFunction = Callable[[Batch, Call], NullSummary]
+
+
+def clarity_of(grams: Tensor) -> Tensor:
+    """Mean cosine of two different patches: float64 (...), exact sums of the grid's multiples."""
+    n = grams.shape[-1]
+    total = fold_sum(fold_sum(grams.to(torch.float64)))
+    return (total - n) / (n * (n - 1))
