@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from psi_engine.errors import InputError
+from psi_engine.names import clean_class_names, read_names, split_names
 from psi_engine.types import Prompts
 
 TEMPLATES = (
@@ -38,7 +39,7 @@ def build_vocabulary(
     Parameters
     ----------
     class_names : sequence of str, optional
-        Of the data, in label order; cleaned by :func:`clean_class_names`.
+        Of the data, in label order; cleaned by :func:`psi_engine.names.clean_class_names`.
     concepts_file : path, optional
         A user's concepts, one per line (see :func:`read_concepts`). They replace class names
         and generic concepts.
@@ -94,7 +95,7 @@ def read_concepts(path: str | Path) -> tuple[str, ...]:
     Returns
     -------
     tuple of str
-        In file order, with runs of white space reduced to one space.
+        In file order.
 
     Raises
     ------
@@ -121,66 +122,6 @@ def read_concepts(path: str | Path) -> tuple[str, ...]:
             )
         seen.add(name.casefold())
     return concepts
-
-
-def read_names(path: str | Path) -> tuple[str, ...]:
-    """Read the names in a file, one per line, as :func:`read_concepts` but with no checks."""
-    file = Path(path)
-    if not file.is_file():
-        raise InputError(
-            f"no file of concepts at {file}",
-            expected="a text file, one concept per line",
-            fix="check the path given to --concepts",
-        )
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"the file of concepts {file} is not text",
-            got=str(error),
-            expected="UTF-8, one concept per line",
-            fix="save it as UTF-8",
-        ) from error
-    return _names(lines)
-
-
-def clean_class_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Turn a data set's class names into distinct words for prompts.
-
-    The first synonym of a comma-separated list, underscores as spaces. Equal names (letter case
-    aside, as text encoders lower it) are told apart by the next synonym, ``crane (bird)``, else
-    by a number, ``crane (2)``; the first one bare of synonyms keeps its name.
-
-    Raises
-    ------
-    InputError
-        When a name is empty.
-    """
-    parts = [[_squeeze(part.replace("_", " ")) for part in name.split(",")] for name in names]
-    for index, part in enumerate(parts):
-        if not part[0]:
-            raise InputError(
-                "a class has no name",
-                got=f"{names[index]!r} for class {index}",
-                expected="a word or more",
-                fix="name the class in the data set",
-            )
-    counts: dict[str, int] = {}
-    for part in parts:
-        counts[part[0].casefold()] = counts.get(part[0].casefold(), 0) + 1
-    taken: set[str] = set()
-    result = []
-    for part in parts:
-        name = part[0]
-        if counts[name.casefold()] > 1 and len(part) > 1 and part[1]:
-            name = f"{name} ({part[1]})"
-        stem, number = name, 1
-        while name.casefold() in taken:
-            number += 1
-            name = f"{stem} ({number})"
-        taken.add(name.casefold())
-        result.append(name)
-    return tuple(result)
 
 
 def with_article(concept: str) -> str:
@@ -243,13 +184,4 @@ def _prompts(concepts: Sequence[str], source: str) -> Prompts:
 
 def _shipped(name: str) -> tuple[str, ...]:
     file = resources.files("psi_engine") / "concepts" / f"{name}.txt"
-    return _names(file.read_text(encoding="utf-8").splitlines())
-
-
-def _names(lines: Iterable[str]) -> tuple[str, ...]:
-    names = (_squeeze(line) for line in lines if not line.lstrip().startswith("#"))
-    return tuple(name for name in names if name)
-
-
-def _squeeze(text: str) -> str:
-    return " ".join(text.split())
+    return split_names(file.read_text(encoding="utf-8"))

@@ -40,18 +40,9 @@ def build_torchvision(name: str, *, pretrained: bool) -> Built:
     """
     from torchvision import models
 
-    names = models.list_models(module=models)
-    if name not in names:
-        raise ModelError(
-            f"unknown model {name!r}",
-            expected=close_names(name, names) or _close_in_timm(name) or _NAMES,
-        )
-    default = models.get_model_weights(name).DEFAULT
+    default = _torchvision_weights(name)
     if pretrained:
-        file = _checkpoint(default.url)
-        reason = None if file.is_file() else unreachable_reason(default.url)
-        if reason is not None:
-            raise _offline(name, reason, default.url)
+        require_weights(name)
         try:
             module = models.get_model(name, weights=default)
         except (OSError, RuntimeError) as error:
@@ -78,6 +69,30 @@ def cached_weights(name: str) -> Path | None:
     return file if file.is_file() else None
 
 
+def require_weights(name: str) -> None:
+    """Make sure that a model's default weights are on this machine or can be downloaded.
+
+    Parameters
+    ----------
+    name : str
+        A torchvision classifier or ``timm:NAME``.
+
+    Raises
+    ------
+    ModelError
+        For an unknown name, or weights that are not here and out of the network's reach.
+    """
+    kind, _, rest = name.partition(":")
+    if kind == "timm" and rest:
+        _check_timm_name(rest)
+        _timm_file(rest)
+        return
+    url = _torchvision_weights(name).url
+    reason = None if _checkpoint(url).is_file() else unreachable_reason(url)
+    if reason is not None:
+        raise _offline(name, reason, url)
+
+
 def build_timm(name: str, *, pretrained: bool) -> Built:
     """Build a timm model; its preprocess is that of its pretrained weights.
 
@@ -90,9 +105,7 @@ def build_timm(name: str, *, pretrained: bool) -> Built:
     import timm
     from timm.data import resolve_data_config
 
-    if not timm.is_model(name):
-        close = close_names(name, [*timm.list_models(), *timm.list_pretrained()])
-        raise ModelError(f"unknown timm model {name!r}", expected=close or "a name of timm")
+    _check_timm_name(name)
     overlay: dict[str, str] | None = None
     if pretrained:
         file = _timm_file(name)
@@ -111,6 +124,27 @@ def close_names(name: str, names: Sequence[str]) -> str | None:
     """``one of a, b, c``: the names most like a mistyped one, or None."""
     close = get_close_matches(name, names, n=5, cutoff=0.6)
     return "one of " + ", ".join(close) if close else None
+
+
+def _torchvision_weights(name: str) -> Any:
+    """The default weights' entry of a torchvision classifier; an error for an unknown one."""
+    from torchvision import models
+
+    names = models.list_models(module=models)
+    if name not in names:
+        raise ModelError(
+            f"unknown model {name!r}",
+            expected=close_names(name, names) or _close_in_timm(name) or _NAMES,
+        )
+    return models.get_model_weights(name).DEFAULT
+
+
+def _check_timm_name(name: str) -> None:
+    import timm
+
+    if not timm.is_model(name):
+        close = close_names(name, [*timm.list_models(), *timm.list_pretrained()])
+        raise ModelError(f"unknown timm model {name!r}", expected=close or "a name of timm")
 
 
 def _checkpoint(url: str) -> Path:
