@@ -5,7 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import warnings
 from collections.abc import Iterator
+from multiprocessing.context import BaseContext
 from typing import NamedTuple
 
 import torch
@@ -132,23 +134,28 @@ class _Views(Dataset[_Read]):
 
 def _in_processes(views: _Views, chunks: list[list[int]], workers: int) -> Iterator[_Read]:
     # Forking a process with running threads (OpenMP, Arrow) can deadlock; a fork server cannot.
-    methods = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-    try:
-        pickle.dumps(views)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise DataError(
-            f"{views.source.name} cannot be sent to worker processes",
-            got=str(error),
-            fix="use workers=0, or define the data set at the top level of a module",
-        ) from error
-    yield from DataLoader(
+    served = "forkserver" in multiprocessing.get_all_start_methods()
+    context: BaseContext = multiprocessing.get_context("forkserver" if served else "spawn")
+    if served:
+        context.set_forkserver_preload([__name__])  # import torch once, not in every worker
+    loader = DataLoader(
         views,
         sampler=chunks,  # one chunk of indices is one item
         batch_size=None,
         num_workers=min(workers, _cpus(), max(1, len(chunks))),
         multiprocessing_context=context,
     )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's advice on pickling, given below in short
+            reads = iter(loader)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise DataError(
+            f"{views.source.name} cannot be sent to worker processes",
+            got=str(error),
+            fix="use workers=0, or define the data set at the top level of a module",
+        ) from error
+    yield from reads
 
 
 def _cpus() -> int:
