@@ -22,18 +22,12 @@ Family = Callable[[int, Call], Tensor]
 """``family(n, call)``: int64 (replicates, n), positions in the pool of each set's patches."""
 
 
-class _Part(NamedTuple):
-    keys: Tensor
-    units: Tensor
-    grams: Tensor
-
-
 def separability_table(family: Family, n: int, call: Call) -> Tensor:
     """S of the family's sets of n patches: float64 (replicates,)."""
     return call.once(
         (family, "s", n),
         lambda: torch.cat(
-            [call.separability(part.grams, part.keys).score for part in _parts(family, n, call)]
+            [call.separability(grams, keys).score for keys, _, grams in _sets(family, n, call)]
         ),
     )
 
@@ -42,7 +36,7 @@ def clarity_table(family: Family, n: int, call: Call) -> Tensor:
     """Mean cosine of the family's sets of n patches: float64 (replicates,)."""
     return call.once(
         (family, "clarity", n),
-        lambda: torch.cat([clarity_of(part.grams) for part in _parts(family, n, call)]),
+        lambda: torch.cat([clarity_of(grams) for _, _, grams in _sets(family, n, call)]),
     )
 
 
@@ -54,26 +48,44 @@ def distinctness_table(family: Family, n: int, k: int, call: Call) -> Tensor:
 
     def compute() -> Tensor:
         values = []
-        for part in _parts(family, n, call):
+        for keys, positions, grams in _sets(family, n, call):
             found = cluster(
-                part.grams,
-                part.keys,
+                grams,
+                keys,
                 k,
                 solver=config.solver,
                 restarts=config.restarts,
                 backend=call.backend,
                 memory=call.memory,
-            )
-            values.append(distinctness(part.units, found.assignments, k, texts, config.d_measure))
+            ).assignments
+            rows = torch.arange(len(keys), device=call.device)
+            for part in rows.split(call.near_chunk(n * call.pool.dim * 12)):
+                units = call.pool.take(positions[part])
+                values.append(distinctness(units, found[part], k, texts, config.d_measure))
         return torch.cat(values)
 
     return call.once((family, "d", n, k), compute)
 
 
-def _parts(family: Family, n: int, call: Call) -> Iterator[_Part]:
+class _Sets(NamedTuple):
+    keys: Tensor  # int64 (m,), randomness of the clustering
+    positions: Tensor  # int64 (m, n)
+    grams: Tensor  # float32 (m, n, n)
+
+
+def _sets(family: Family, n: int, call: Call) -> Iterator[_Sets]:
+    """The family's sets, in parts that fit the memory; kept where all of them fit at once."""
     positions = call.once((family, "positions", n), lambda: family(n, call))
-    rows = 0 if call.texts is None else len(call.texts.rows)
-    each = n * (40 * call.pool.dim + 16 * n) + 12 * call.config.k_max * (rows + call.pool.dim)
-    for part in call.replicates().split(call.chunk(each)):
-        units = call.pool.take(positions[part])
-        yield _Part(call.keys("null.sets.solve", n, part), units, gram(units))
+    parts = call.replicates().split(call.chunk(64 * n * n))
+    for part in parts:
+        keys = call.keys("null.sets.solve", n, part)
+        if len(parts) == 1:
+            grams = call.once((family, "grams", n), lambda: _grams(positions, call))
+        else:
+            grams = _grams(positions[part], call)
+        yield _Sets(keys, positions[part], grams)
+
+
+def _grams(positions: Tensor, call: Call) -> Tensor:
+    step = call.near_chunk(positions.shape[1] * call.pool.dim * 12)
+    return torch.cat([gram(call.pool.take(part)) for part in positions.split(step)])

@@ -12,18 +12,20 @@ keep a channel's bits the same whatever travels beside it:
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from psi_engine.ops.random import hash_keys
+from psi_engine.ops.random import hash_keys, uniform
 
 GRID = 2.0**-24
 """Unit rows, cosines and similarities are multiples of this; float32 holds them exactly."""
 
-_AT_ONCE = 1 << 20
-# Numbers normalised together: float64 copies of them stay in the cache.
+_AT_ONCE = 1 << 18
+# Numbers worked on together, see :func:`near`.
+_SMALL = 2.0**-200
 
 
 class UnitRows(NamedTuple):
@@ -56,9 +58,18 @@ def fold_mean(x: Tensor) -> Tensor:
     return fold_sum(x) / x.shape[-1]
 
 
+def near(x: Tensor, numbers_each: int) -> int:
+    """How many items to convert to float64 together, of so many numbers each.
+
+    On a CPU what a cache holds: large temporaries cost more in page faults than in arithmetic.
+    """
+    at_once = _AT_ONCE if x.device.type == "cpu" else _AT_ONCE << 8
+    return max(1, at_once // max(1, numbers_each))
+
+
 def quantise(x: Tensor) -> Tensor:
     """Round to the nearest multiple of 2⁻²⁴ and clamp to [−1, 1]; float32, same shape."""
-    return ((x / GRID).round_() * GRID).clamp_(-1, 1).to(torch.float32)
+    return (x * 2.0**24).round_().to(torch.float32).mul_(GRID).clamp_(-1, 1)
 
 
 def unit_rows(x: Tensor) -> UnitRows:
@@ -71,7 +82,7 @@ def unit_rows(x: Tensor) -> UnitRows:
         under- or overflows.
     """
     flat = x.reshape(-1, x.shape[-1])
-    parts = [_unit(part) for part in flat.split(max(1, _AT_ONCE // max(1, x.shape[-1])))]
+    parts = [_unit(part) for part in flat.split(near(x, x.shape[-1]))]
     if not parts:
         parts = [_unit(flat)]
     rows, finite, nonzero = (torch.cat(field) for field in zip(*parts, strict=True))
@@ -81,15 +92,20 @@ def unit_rows(x: Tensor) -> UnitRows:
 
 
 def _unit(x: Tensor) -> UnitRows:
+    low, high = torch.aminmax(x, dim=-1, keepdim=True)
+    largest = torch.maximum(-low, high).to(torch.float64)
+    finite = torch.isfinite(largest)
+    nonzero = finite & (largest > 0)
     y = x.to(torch.float64)
-    finite = torch.isfinite(y).all(-1)
-    y = torch.where(finite[..., None], y, 0.0)
-    largest = y.abs().amax(-1, keepdim=True)
-    nonzero = finite & (largest[..., 0] > 0)
-    y = y / torch.where(largest > 0, largest, 1.0)
-    length = fold_sum(y * y).sqrt_()
-    y = y / torch.where(nonzero, length, 1.0)[..., None]
-    return UnitRows(quantise(y), finite, nonzero)
+    if not bool(finite.all()):
+        y = torch.where(finite, y, 0.0)
+    usual = nonzero & (largest > _SMALL) & (largest < 1 / _SMALL)
+    if not bool((usual | ~nonzero).all()):
+        # a power of two changes no bit of the result, only keeps the squares in range
+        y = torch.ldexp(y, torch.where(usual, 0, -torch.frexp(largest).exponent))
+    length = fold_sum(y * y).sqrt_()[..., None]
+    y = y / torch.where(nonzero, length, 1.0)
+    return UnitRows(quantise(y), finite[..., 0], nonzero[..., 0])
 
 
 def cosines(a: Tensor, b: Tensor) -> Tensor:
@@ -104,22 +120,32 @@ def cosines(a: Tensor, b: Tensor) -> Tensor:
 
 
 def gram(rows: Tensor) -> Tensor:
-    """Cosines within each set of grid unit rows: float32 (..., n, n), symmetric, diagonal 1."""
-    x = rows.to(torch.float64)
-    g = quantise(x @ x.mT)
-    g.diagonal(dim1=-2, dim2=-1).fill_(1.0)
-    return g
+    """Cosines within sets of grid unit rows (sets, n, dim): float32 (sets, n, n), diagonal 1."""
+    sets, n, dim = rows.shape
+    out = torch.empty(sets, n, n, dtype=torch.float32, device=rows.device)
+    step = near(rows, n * dim)
+    for start in range(0, sets, step):
+        x = rows[start : start + step].to(torch.float64)
+        out[start : start + step] = quantise(x @ x.mT)
+    out.diagonal(dim1=-2, dim2=-1).fill_(1.0)
+    return out
 
 
 def row_keys(rows: Tensor) -> Tensor:
     """A 64-bit hash of each grid row: int64 (...); equal rows have equal keys.
 
-    A multilinear hash (Carter and Wegman 1979) of the integer coordinates modulo 2⁶⁴, mixed;
-    integer sums wrap and so do not depend on their order.
+    Multilinear hashes (Carter and Wegman 1979) of the integer coordinates, three independent
+    ones, mixed. The weights are small enough for their float64 sums to be exact: Σ|v| ≤ √dim
+    for a unit row.
     """
-    weights = hash_keys(torch.arange(rows.shape[-1], device=rows.device), 1) | 1
-    values = (rows.to(torch.float64) * 2.0**24).to(torch.int64)
-    return hash_keys((values * weights).sum(-1))
+    dim = rows.shape[-1]
+    bits = 28 - math.ceil(math.log2(dim) / 2)
+    place = torch.arange(3 * dim, device=rows.device).reshape(dim, 3)
+    weights = (uniform(place, 1) * 2.0**bits).floor()
+    flat = rows.reshape(-1, dim)
+    sums = torch.cat([part.to(torch.float64) @ weights for part in flat.split(near(rows, dim))])
+    one, two, three = (sums * 2.0**24).to(torch.int64).unbind(-1)
+    return hash_keys(one, two, three).reshape(rows.shape[:-1])
 
 
 def set_keys(keys: Tensor, mask: Tensor) -> Tensor:

@@ -56,13 +56,15 @@ def describe_clusters(
         _describe(x[start : start + _AT_ONCE], start, scores, texts)
         for start in range(0, len(x), _AT_ONCE)
     ]
-    columns = [torch.cat(column) for column in zip(*(part for part, _ in parts), strict=True)]
-    if texts is None:
-        return Clusters(*columns, concepts=None, similarities=None)
-    concepts, similarities = (
-        torch.cat(x) for x in zip(*(named for _, named in parts), strict=True)
+    channel, cluster, size, silhouettes, medoid, prototypes = (
+        torch.cat(column) for column in zip(*(part for part, _ in parts), strict=True)
     )
-    return Clusters(*columns, concepts=concepts, similarities=similarities)
+    concepts = similarities = None
+    if texts is not None:
+        concepts, similarities = (
+            torch.cat(column) for column in zip(*(named for _, named in parts), strict=True)
+        )
+    return Clusters(channel, cluster, size, silhouettes, medoid, prototypes, concepts, similarities)
 
 
 def _concepts(text_embeddings: Any, concept_ids: Any, x: Tensor) -> Texts:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from psi_engine.config import DLevel, DMeasure
 from psi_engine.errors import InputError
-from psi_engine.ops.exact import cosines, fold_sum, quantise, unit_rows
+from psi_engine.ops.exact import cosines, fold_sum, near, quantise, unit_rows
 
 
 class Texts(NamedTuple):
@@ -73,10 +73,16 @@ def _refuse_bad_rows(usable: Tensor, name: str) -> None:
 
 
 def cluster_sums(units: Tensor, assignments: Tensor, k: int) -> Tensor:
-    """Sums of the members of each cluster: float64 (..., k, dim), exact; zero where empty."""
+    """Sums of the members of each cluster: float64 (n, k, dim), exact; zero where empty."""
     labels = torch.arange(k, device=units.device)
-    members = (assignments[..., None, :] == labels[:, None]).to(torch.float64)
-    return members @ units.to(torch.float64)
+    count, n, dim = units.shape
+    step = near(units, n * dim)
+    sums = torch.empty(count, k, dim, dtype=torch.float64, device=units.device)
+    for start in range(0, count, step):
+        rows = slice(start, start + step)
+        members = (assignments[rows, None, :] == labels[:, None]).to(torch.float64)
+        sums[rows] = members @ units[rows].to(torch.float64)
+    return sums
 
 
 def prototypes(units: Tensor, assignments: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -84,15 +90,15 @@ def prototypes(units: Tensor, assignments: Tensor, k: int) -> tuple[Tensor, Tens
 
     Parameters
     ----------
-    units : Tensor, float32 (..., patches, dim)
+    units : Tensor, float32 (n, patches, dim)
         Grid unit rows.
-    assignments : Tensor, int64 (..., patches)
+    assignments : Tensor, int64 (n, patches)
         0 … k − 1, or −1 for none.
 
     Returns
     -------
     tuple of Tensor
-        float32 (..., k, dim) unit rows, and bool (..., k): the cluster has a prototype. An empty
+        float32 (n, k, dim) unit rows, and bool (n, k): the cluster has a prototype. An empty
         cluster, or one whose members cancel out exactly, has none and gets zeros.
     """
     unit = unit_rows(cluster_sums(units, assignments, k))

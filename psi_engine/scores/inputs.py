@@ -20,7 +20,7 @@ from psi_engine.scores.pool import Pool
 LEAST_PATCHES = 4
 """Fewer patches have no clusters to test."""
 
-_ROWS_AT_ONCE = 1 << 16
+_ROWS_AT_ONCE = 512
 
 
 @dataclass(frozen=True)

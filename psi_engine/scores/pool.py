@@ -32,7 +32,7 @@ class Pool:
     def take(self, index: Tensor) -> Tensor:
         """Grid unit rows, float32 (..., dim) on the scoring device, for positions (...)."""
         if self._units is None and len(self) * self.dim * 4 <= _KEPT:
-            parts = [self._read(part) for part in self._index.split(8192)]
+            parts = [self._read(part) for part in self._index.split(512)]
             self._units = torch.cat(parts)
         if self._units is not None:
             return self._units[index.to(self.device)]

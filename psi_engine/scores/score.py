@@ -157,12 +157,12 @@ def _batches(inputs: Inputs, part: slice, call: Call, table: ScoreTable) -> Iter
     """Observe the scorable channels of a chunk, grouped by their number of patches."""
     valid = inputs.mask[part].to(call.device)
     unit = unit_rows(inputs.embeddings[part].to(call.device))
-    units = torch.where(valid[..., None], unit.rows, 0.0)
+    keys = row_keys(unit.rows)
     if inputs.channel_ids is None:
-        ids = set_keys(row_keys(units), valid)
+        ids = set_keys(keys, valid)
     else:
         ids = inputs.channel_ids[part].to(call.device)
-    scorable, remarks = triage(unit, valid, call.config)
+    scorable, remarks = triage(unit, keys, valid, call.config)
     for row, status, reason in remarks:
         table.status[part.start + row], table.reason[part.start + row] = status, reason
     count = valid.sum(1)
@@ -174,7 +174,7 @@ def _batches(inputs: Inputs, part: slice, call: Call, table: ScoreTable) -> Iter
         rows = torch.nonzero(scorable & (count == n))[:, 0]
         # valid patches to the front, in their order
         front = torch.argsort((~valid[rows]).to(torch.uint8), dim=1, stable=True)[:, :n]
-        own = units[rows].gather(1, front[..., None].expand(-1, -1, units.shape[-1]))
+        own = unit.rows[rows[:, None], front]
         known = None if labels is None else labels[rows].gather(1, front)
         batch = observe(ids[rows], own, known, call)
         points = silhouette(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from psi_engine.config import ScoreConfig
-from psi_engine.ops.exact import UnitRows, row_keys
+from psi_engine.ops.exact import UnitRows
 from psi_engine.scores.inputs import LEAST_PATCHES
 
 
@@ -19,12 +19,14 @@ class Verdict(NamedTuple):
     remarks: list[tuple[int, str, str]]
 
 
-def triage(unit: UnitRows, valid: Tensor, config: ScoreConfig) -> Verdict:
+def triage(unit: UnitRows, keys: Tensor, valid: Tensor, config: ScoreConfig) -> Verdict:
     """Find channels with broken, too few or too similar patches.
 
     Parameters
     ----------
     unit : UnitRows of (channels, patches, dim)
+    keys : Tensor, int64 (channels, patches)
+        A hash of each row.
     valid : Tensor, bool (channels, patches)
         Patches that exist.
 
@@ -37,7 +39,7 @@ def triage(unit: UnitRows, valid: Tensor, config: ScoreConfig) -> Verdict:
     count = valid.sum(1)
     broken = (valid & ~unit.finite).sum(1)
     empty = (valid & unit.finite & ~unit.nonzero).sum(1)
-    different = _count_different(unit.rows, valid)
+    different = _count_different(keys, valid)
     table = torch.stack([count, broken, empty, different], 1)
     usual = (count == patches) & (broken == 0) & (empty == 0) & (different >= LEAST_PATCHES)
     usual &= count > config.k_min
@@ -69,8 +71,7 @@ def _remark(
     return "short", reason
 
 
-def _count_different(rows: Tensor, valid: Tensor) -> Tensor:
-    keys = row_keys(rows)
+def _count_different(keys: Tensor, valid: Tensor) -> Tensor:
     first = keys.gather(1, valid.to(torch.uint8).argmax(1, keepdim=True))
     ordered = torch.where(valid, keys, first).sort(1).values
     return (ordered[:, 1:] != ordered[:, :-1]).sum(1) + valid.any(1)
