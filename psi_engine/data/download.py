@@ -67,7 +67,7 @@ def download_tiny_imagenet(progress: Progress | None = None) -> Path:
         archive = _fetch(TINY_IMAGENET_URL, TINY_IMAGENET_MD5, cache, progress)
         _unpack(archive, target, progress)
         archive.unlink()
-    except (zipfile.BadZipFile, OSError) as error:
+    except OSError as error:
         raise DataError(
             f"Tiny-ImageNet cannot be kept in {cache}",
             got=str(error),
@@ -153,8 +153,6 @@ def _unpack(archive: Path, target: Path, progress: Progress | None) -> None:
                 if progress is not None and (number % 1000 == 0 or number + 1 == len(members)):
                     progress("unpack", number + 1, len(members))
         inner = scratch / _FOLDER
-        if not inner.is_dir():
-            raise zipfile.BadZipFile(f"the archive holds no folder {_FOLDER}")
         try:
             inner.rename(target)
         except OSError:
