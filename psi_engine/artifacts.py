@@ -152,6 +152,7 @@ def versions() -> dict[str, str]:
     for name in _RECORDED:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
+    found["torch"] = torch.__version__  # with the build's tag, which the metadata leave out
     return found
 
 

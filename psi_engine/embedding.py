@@ -100,7 +100,7 @@ def _blocks(
     workers: int,
 ) -> Iterator[Tensor]:
     """Yield the crops from row ``start`` on, float32 (≤ BLOCK, 3, size, size) in [0, 1]."""
-    image_ids, xyxy = boxes.image_ids[start:], boxes.xyxy[start:]
+    image_ids, xyxy = boxes.image_ids[start:].contiguous(), boxes.xyxy[start:]
     indices = torch.unique_consecutive(image_ids)
     skipped: dict[int, str] = {}
     pending: list[Tensor] = []

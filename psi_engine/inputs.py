@@ -24,7 +24,7 @@ from psi_engine.models import (
     resolve_layers,
 )
 from psi_engine.ops.backend import resolve_backend, resolve_device
-from psi_engine.types import ActivationShape
+from psi_engine.types import ActivationShape, Prompts
 from psi_engine.vocabulary import build_vocabulary, unrelated_bank
 
 
@@ -40,6 +40,8 @@ class Inputs:
     channels: Mapping[str, Tensor]
     source: ImageSource
     encoder: Encoder
+    prompts: Prompts | None
+    """What an encoder of free texts names clusters with; None for the other encoders."""
 
     @property
     def identity(self) -> dict[str, str]:
@@ -80,8 +82,11 @@ def check(config: RunConfig) -> Inputs:
     if downloads_weights:
         model = load_model(config.model, "default", config.image_size)
     source = source or _open_data(config)
-    encoder = load_encoder(config.encoder, config.encoder_weights, device)
-    return Inputs(device, backend, model, layers, shapes, channels, source, encoder)
+    encoder = load_encoder(config.encoder, config.encoder_weights, device, config.concepts)
+    prompts = None
+    if encoder.text == "encoder":
+        prompts = build_vocabulary(source.class_names, config.concepts)
+    return Inputs(device, backend, model, layers, shapes, channels, source, encoder, prompts)
 
 
 def _open_data(config: RunConfig) -> ImageSource:
@@ -97,18 +102,18 @@ def _open_data(config: RunConfig) -> ImageSource:
 
 
 def embed_texts(config: RunConfig, inputs: Inputs) -> Texts:
-    """Build the vocabulary and embed it, or take the encoder's own concepts, or none."""
+    """Embed the vocabulary, or take the encoder's own concepts, or none."""
     encoder = inputs.encoder
-    if encoder.text == "none":
-        return Texts(None, None, None, None, None, "none: the encoder has no text side")
+    prompts = inputs.prompts
     if encoder.text == "fixed":
         return Texts(
             encoder.concept_embeddings, None, encoder.concepts, None, None, f"fixed: {encoder.name}"
         )
-    prompts = build_vocabulary(inputs.source.class_names, config.concepts)
+    if prompts is None:
+        return Texts(None, None, None, None, None, "none: the encoder has no text side")
     unrelated = unrelated_ids = None
     if config.score.d_null == "unrelated-text":
-        bank = unrelated_bank()
+        bank = unrelated_bank(exclude=prompts.concepts)
         unrelated, unrelated_ids = encoder.encode_texts(list(bank.texts)), bank.concept_ids
     return Texts(
         encoder.encode_texts(list(prompts.texts)),

@@ -304,21 +304,21 @@ def _site_labels(labels: Tensor | None, image_ids: Tensor) -> Tensor | None:
 
 
 def _explain(scores: Scores, sites: LayerSites, top_k: int) -> Scores:
-    """Give dead channels their own reason and say when the data held fewer sites than K."""
+    """Say why dead channels are dead and which channels the data left with fewer than K sites."""
     dead = dead_channels(sites.stats).tolist()
-    lowest = sites.stats.minimum.tolist()
-    reason = tuple(
-        f"dead channel: {lowest[row]:g} at every site of {sites.images} images"
-        if dead[row]
-        else old
-        for row, old in enumerate(scores.reason)
-    )
+    lowest, count = sites.stats.minimum.tolist(), scores.n_patches.tolist()
+    status, reason = list(scores.status), list(scores.reason)
+    for row in range(len(status)):
+        if dead[row]:
+            reason[row] = f"dead channel: {lowest[row]:g} at every site of {sites.images} images"
+        elif status[row] == "ok" and count[row] < top_k:
+            status[row], reason[row] = "short", f"scored on {count[row]} of {top_k} patches"
     notes = list(scores.notes)
-    short = scores.status.count("short")
-    if short:
+    if "short" in status:
         most = int((sites.top.image_ids >= 0).sum(1).max())
-        notes.append(f"{short} channels are short: at most {most} sites for K = {top_k}")
-    return replace(scores, reason=reason, notes=tuple(notes))
+        said = f"at most {most} sites for K = {top_k}"
+        notes.append(f"{status.count('short')} channels are short: {said}")
+    return replace(scores, status=tuple(status), reason=tuple(reason), notes=tuple(notes))
 
 
 def _device_name(device: torch.device) -> str:

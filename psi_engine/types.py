@@ -35,8 +35,8 @@ Progress = Callable[[str, int, int], None]
 COMPONENTS = ("s", "q", "d")
 """The three components of PSI, in the paper's order."""
 
-COMPONENT_COLUMNS = ("", "_null_mean", "_null_std", "_z", "_p", "_p_adj", "_hat")
-"""Suffixes of the columns each component contributes to ``channels.parquet``."""
+VERDICTS = ("polysemantic", "monosemantic", "random-like", "not scorable")
+"""What a channel can be found to be; README says when."""
 
 
 class SiteSet(NamedTuple):
@@ -154,12 +154,15 @@ class ReceptiveField(NamedTuple):
     size : side of the window. jump : distance between neighbouring units. start : centre of
     unit (0, 0), in continuous coordinates where pixel i covers [i, i + 1).
     source : how it was found (``graph``, ``gradient``, ``effective``, ``image``, ``pixels``).
+    tokens : (prefix, columns) where sites are tokens: the first ``prefix`` look at the whole
+    image, the others fill a grid row by row. None where sites are already (row, column).
     """
 
     size: tuple[float, float]
     jump: tuple[float, float]
     start: tuple[float, float]
     source: str
+    tokens: tuple[int, int] | None = None
 
 
 class Boxes(NamedTuple):

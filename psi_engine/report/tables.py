@@ -10,9 +10,7 @@ import pyarrow.compute as pc
 
 from psi_engine.artifacts import Run
 from psi_engine.errors import InputError
-from psi_engine.types import COMPONENTS
-
-VERDICTS = ("polysemantic", "monosemantic", "random-like", "not scorable")
+from psi_engine.types import COMPONENTS, VERDICTS
 
 
 def summarise(run: Run, top: int = 10) -> dict[str, Any]:

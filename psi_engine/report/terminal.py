@@ -22,6 +22,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from psi_engine.types import VERDICTS
+
 
 class RateColumn(ProgressColumn):
     """Items per second."""
@@ -59,8 +61,7 @@ class ProgressScreen:
         self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> ProgressScreen:
-        self._bars.start()
-        return self
+        return self  # the bars start with the first report, so that errors come out alone
 
     def __exit__(
         self,
@@ -68,25 +69,24 @@ class ProgressScreen:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._bars.stop()
+        if self._tasks:
+            self._bars.stop()
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """Show that ``done`` of ``total`` items of ``what`` are finished."""
         if self._quiet:
             return
         if what not in self._tasks:
+            self._bars.start()
             self._tasks[what] = self._bars.add_task(what, total=total)
         self._bars.update(self._tasks[what], completed=done, total=total)
 
 
 def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
     """Draw the layers, the top channels, the notes and where time went."""
-    layers = _table("layer", "channels", "polysemantic", "monosemantic", "random-like")
-    layers.add_column("not scorable", justify="right")
-    layers.add_column("median log PSI", justify="right")
+    layers = _table("layer", "channels", *VERDICTS, "log PSI")
     for row in summary["layers"]:
-        verdicts = ("polysemantic", "monosemantic", "random-like", "not scorable")
-        counts = (str(row[name]) for name in ("channels", *verdicts))
+        counts = (str(row[name]) for name in ("channels", *VERDICTS))
         layers.add_row(row["layer"], *counts, _number(row["median_log_psi"]))
     console.print(layers)
     top = _table("channel", "PSI", "Ŝ", "Q̂", "D̂", "p adj", "k̂")
@@ -146,7 +146,7 @@ def show_checks(console: Console, checks: Sequence[Mapping[str, str]]) -> None:
 
 
 def _table(first: str, *numbers: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column(first, no_wrap=True)
     for name in numbers:
         table.add_column(name, justify="right")
