@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numba
+import numba.core.config
 import numpy as np
 import torch
 from torch import Tensor
@@ -48,7 +49,7 @@ def cluster(
     source, valid, scale = _problems(grams, mask)
     out = (labels.numpy(), objective.numpy())
     options = (k, solver == "hartigan", restarts, scale)
-    _in_threads(_cluster_range, n, source, valid, keys.numpy(), *options, *out)
+    _in_threads(_cluster_range, n, source, valid, keys.contiguous().numpy(), *options, *out)
     return labels, objective
 
 
@@ -69,7 +70,7 @@ def separability(
     source, valid, scale = _problems(grams, mask)
     out = (score.numpy(), n_clusters.numpy(), labels.numpy())
     options = (k_min, k_max, solver == "hartigan", restarts, scale)
-    _in_threads(_separability_range, n, source, valid, keys.numpy(), *options, *out)
+    _in_threads(_separability_range, n, source, valid, keys.contiguous().numpy(), *options, *out)
     return score, n_clusters, labels
 
 
@@ -104,7 +105,7 @@ def _problems(grams: Tensor, mask: Tensor | None) -> tuple[np.ndarray, np.ndarra
 
 def _in_threads(work: Callable[..., bool], items: int, *arguments: Any) -> None:
     """Run ``work(start, stop, *arguments)`` over ranges of the items, in torch's thread count."""
-    threads = max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS, items))
+    threads = max(1, min(torch.get_num_threads(), numba.core.config.NUMBA_NUM_THREADS, items))
     if threads == 1:
         good = work(0, items, *arguments)
     else:
@@ -112,7 +113,7 @@ def _in_threads(work: Callable[..., bool], items: int, *arguments: Any) -> None:
         starts = range(0, items, size)
         with ThreadPoolExecutor(threads, thread_name_prefix="psi-engine") as pool:
             tasks = [pool.submit(work, at, min(at + size, items), *arguments) for at in starts]
-            good = all([task.result() for task in tasks])
+            good = min(task.result() for task in tasks)  # no short cut: all must end
     if not good:
         raise bad_gram()
 

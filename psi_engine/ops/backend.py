@@ -18,6 +18,7 @@ from torch import Tensor
 
 from psi_engine.config import Backend
 from psi_engine.errors import DeviceError, InputError
+from psi_engine.ops._cuda import cupy_reason
 
 Resolved = Literal["torch", "numba", "cuda"]
 T = TypeVar("T")
@@ -102,12 +103,28 @@ def resolve_backend(
     reason = cuda_reason(where) if wanted == "cuda" else numba_reason(where)
     if reason is None:
         return wanted
-    if backend == "auto":
-        _log_once(f"backend {wanted} is not usable ({reason}); using torch")
-        return "torch"
-    raise DeviceError(
-        f"backend {backend!r} is not usable", got=reason, fix="use backend 'auto' or 'torch'"
-    )
+    return fall_back(backend, f"backend {wanted!r}", reason)
+
+
+def fall_back(backend: Backend, what: str, reason: str) -> Literal["torch"]:
+    """Take torch instead of something that is not usable, if ``auto`` was asked for.
+
+    Parameters
+    ----------
+    backend : Backend
+        What the caller asked for.
+    what, reason : str
+        What is not usable, and why; logged once each.
+
+    Raises
+    ------
+    DeviceError
+        The backend was named explicitly.
+    """
+    if backend != "auto":
+        raise DeviceError(f"{what} is not usable", got=reason, fix="use backend 'auto' or 'torch'")
+    _log_once(f"{what} is not usable ({reason}); using torch")
+    return "torch"
 
 
 def cuda_reason(device: torch.device) -> str | None:
@@ -116,7 +133,7 @@ def cuda_reason(device: torch.device) -> str | None:
         return f"the data are on {device.type}, the kernels need a CUDA device"
     if not torch.cuda.is_available():
         return "torch sees no CUDA device"
-    return _cupy_reason()
+    return cupy_reason()
 
 
 def numba_reason(device: torch.device) -> str | None:
@@ -194,18 +211,4 @@ def _numba_reason() -> str | None:
         import psi_engine.ops._numba  # noqa: F401
     except ImportError as error:
         return f"numba does not import ({error})"
-    return None
-
-
-@cache
-def _cupy_reason() -> str | None:
-    try:
-        import cupy
-    except ImportError as error:
-        return f"CuPy does not import ({error}); install psi-engine[cuda13] or psi-engine[cuda12]"
-    try:
-        if cupy.cuda.runtime.getDeviceCount() < 1:
-            return "CuPy sees no CUDA device"
-    except cupy.cuda.runtime.CUDARuntimeError as error:
-        return f"CuPy cannot use the device ({error})"
     return None

@@ -1,0 +1,195 @@
+"""Find, compile and launch the CUDA sources of ``kernels/``.
+
+The sources are compiled by NVRTC when first used, once per device and set of macros. CuPy is
+imported inside the functions: nothing here opens a device on import.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from psi_engine.errors import DeviceError
+
+ARCHITECTURES = ("sm_80", "sm_90")
+"""What :func:`compile_kernels` compiles for: Ampere and Hopper."""
+
+_PACKAGE = Path(__file__).parents[1]
+_DEFAULT_SHARED = 48 << 10
+_compiled: dict[tuple[int, str, tuple[tuple[str, str], ...]], Any] = {}
+
+
+class KernelReport(NamedTuple):
+    """How one kernel compiles for one architecture.
+
+    registers : per thread. shared_bytes : static, per block; dynamic shared memory depends on
+    the launch. spill_bytes : stores and loads per thread. error : what stopped the compiler, or
+    None; the numbers are 0 then.
+    """
+
+    name: str
+    arch: str
+    registers: int
+    shared_bytes: int
+    spill_bytes: int
+    error: str | None
+
+
+@cache
+def cupy_reason() -> str | None:
+    """Why CuPy cannot launch kernels here, or None when it can."""
+    try:
+        import cupy
+    except ImportError as error:
+        return f"CuPy does not import ({error}); install psi-engine[cuda13] or psi-engine[cuda12]"
+    try:
+        if cupy.cuda.runtime.getDeviceCount() < 1:
+            return "CuPy sees no CUDA device"
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        return f"CuPy cannot use a device ({error})"
+    return None
+
+
+def kernel_folder() -> Path:
+    """Find the folder of the CUDA sources: inside an installed package, or beside a checkout's."""
+    for folder in (_PACKAGE / "kernels", _PACKAGE.parent / "kernels"):
+        if any(folder.glob("*.cu")):
+            return folder
+    raise DeviceError(
+        "the CUDA sources are missing",
+        got=f"no *.cu in {_PACKAGE / 'kernels'} or {_PACKAGE.parent / 'kernels'}",
+        fix="reinstall psi-engine",
+    )
+
+
+def source(name: str) -> str:
+    """Read the text of a kernel's source."""
+    return (kernel_folder() / f"{name}.cu").read_text(encoding="utf-8")
+
+
+def kernel(name: str, defines: Mapping[str, str], device: torch.device) -> Any:
+    """Compile a kernel for a device, or return it from an earlier call.
+
+    Parameters
+    ----------
+    name : str
+        Source file and entry point.
+    defines : mapping of str to str
+        Macros.
+
+    Returns
+    -------
+    cupy.RawKernel
+    """
+    import cupy
+
+    index = torch.cuda.current_device() if device.index is None else device.index
+    key = (index, name, tuple(sorted(defines.items())))
+    if key not in _compiled:
+        options = ("-std=c++17", *(f"-D{macro}={value}" for macro, value in key[2]))
+        with cupy.cuda.Device(index):
+            module = cupy.RawModule(code=source(name), options=options, backend="nvrtc")
+            _compiled[key] = module.get_function(name)
+    return _compiled[key]
+
+
+def launch(
+    function: Any,
+    grid: int,
+    block: int,
+    arguments: Sequence[object],
+    shared_bytes: int,
+    device: torch.device,
+) -> None:
+    """Launch a kernel on torch's current stream.
+
+    Parameters
+    ----------
+    function : cupy.RawKernel
+    grid, block : int
+        Blocks, threads per block.
+    arguments : sequence
+        Contiguous tensors on the device, passed without a copy, and NumPy scalars.
+    shared_bytes : int
+        Dynamic shared memory per block.
+    """
+    import cupy
+
+    with _on_torch_stream(device):
+        passed = [cupy.from_dlpack(x.detach()) if isinstance(x, Tensor) else x for x in arguments]
+        if shared_bytes > _DEFAULT_SHARED:
+            function.max_dynamic_shared_size_bytes = shared_bytes
+        function((grid,), (block,), tuple(passed), shared_mem=shared_bytes)
+
+
+@contextmanager
+def _on_torch_stream(device: torch.device) -> Iterator[None]:
+    import cupy
+
+    stream = torch.cuda.current_stream(device)
+    with cupy.cuda.Device(stream.device_index), cupy.cuda.Stream.from_external(stream):
+        yield
+
+
+def shared_memory_limit(device: torch.device) -> int:
+    """Most dynamic shared memory in bytes one block may ask for on a device."""
+    import cupy
+
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return int(cupy.cuda.Device(index).attributes["MaxSharedMemoryPerBlockOptin"])
+
+
+def compile_kernels(architectures: Sequence[str] = ARCHITECTURES) -> list[KernelReport]:
+    """Compile every kernel with its default macros; needs NVRTC, but no GPU.
+
+    Parameters
+    ----------
+    architectures : sequence of str
+        Such as ``sm_90``.
+
+    Returns
+    -------
+    list of KernelReport
+        One per kernel and architecture, in that order.
+    """
+    names = sorted(path.stem for path in kernel_folder().glob("*.cu"))
+    try:
+        compile_one = _compiler()
+    except ImportError as error:
+        reason = f"the CUDA compiler library does not import ({error})"
+        return [KernelReport(x, arch, 0, 0, 0, reason) for x in names for arch in architectures]
+    return [compile_one(name, arch) for name in names for arch in architectures]
+
+
+def _compiler() -> Callable[[str, str], KernelReport]:
+    from cupy.cuda import nvrtc
+
+    nvrtc.getVersion()  # loads the library
+
+    def compile_one(name: str, arch: str) -> KernelReport:
+        program = nvrtc.createProgram(source(name), f"{name}.cu", (), ())
+        try:
+            nvrtc.compileProgram(program, ["-std=c++17", f"-arch={arch}", "--ptxas-options=-v"])
+            log = nvrtc.getProgramLog(program)
+        except nvrtc.NVRTCError as error:
+            log = nvrtc.getProgramLog(program)
+            return KernelReport(name, arch, 0, 0, 0, f"{error}: {log.strip()}")
+        finally:
+            nvrtc.destroyProgram(program)
+        spilled = sum(_numbers(r"(\d+) bytes spill (?:stores|loads)", log))
+        registers = max(_numbers(r"Used (\d+) registers", log), default=0)
+        shared = max(_numbers(r"(\d+) bytes smem", log), default=0)
+        return KernelReport(name, arch, registers, shared, spilled, None)
+
+    return compile_one
+
+
+def _numbers(pattern: str, log: str) -> list[int]:
+    return [int(found) for found in re.findall(pattern, log)]

@@ -1,0 +1,33 @@
+"""Build a CUDA source with the host's C++ compiler behind ``shim.h``."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from psi_engine.ops import _cuda
+
+HERE = Path(__file__).parent
+
+
+def build(kernel: str, signature: str, call: str, defines: dict[str, str], folder: Path):
+    """A C function ``run(grid, block, shared_bytes, *signature)`` that launches the kernel."""
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        pytest.skip("no C++ compiler (g++ or clang++) to build the kernels for the CPU with")
+    macros = "".join(f"#define {name} {value}\n" for name, value in defines.items())
+    text = (
+        f'#include "{HERE / "shim.h"}"\n{macros}#include "{_cuda.kernel_folder() / kernel}.cu"\n'
+        f'extern "C" int run(unsigned grid, unsigned block, long bytes, {signature}) {{\n'
+        f"    return shim::launch(grid, block, bytes, [=] {{ {kernel}({call}); }});\n}}\n"
+    )
+    name = "-".join([kernel, *defines.values()]).replace("/", "_").replace(" ", "_")
+    wrapper, library = folder / f"{name}.cpp", folder / f"{name}.so"
+    wrapper.write_text(text)
+    command = [compiler, "-std=c++17", "-O1", "-Wall", "-Wno-unknown-pragmas", "-shared", "-fPIC"]
+    subprocess.run([*command, str(wrapper), "-o", str(library)], check=True)
+    return ctypes.CDLL(str(library)).run
