@@ -7,15 +7,18 @@ and the whole pipeline can be checked against them. Nothing is downloaded.
 from psi_engine.demo.assets import card, concepts_path, images_path
 from psi_engine.demo.factories import classifier, encoder
 from psi_engine.demo.planted import planted_classes, planted_kinds
+from psi_engine.demo.run import RUN_OPTIONS, judge
 from psi_engine.demo.truth import auroc
 
 __all__ = [
+    "RUN_OPTIONS",
     "auroc",
     "card",
     "classifier",
     "concepts_path",
     "encoder",
     "images_path",
+    "judge",
     "planted_classes",
     "planted_kinds",
 ]
