@@ -31,10 +31,14 @@ __all__ = [
     "LoadedModel",
     "activation_shapes",
     "cached_weights",
+    "close_names",
     "import_factory",
     "load_model",
+    "load_weights",
     "parse_channels",
+    "read_state_dict",
     "resolve_layers",
+    "state_fingerprint",
 ]
 
 RANDOM_SEED = 0

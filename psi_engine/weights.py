@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,7 +34,9 @@ def read_state_dict(file: str) -> dict[str, Tensor]:
 
             content: Any = load_file(file)
         else:
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about pickles that are then refused anyway
+                content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         # Unpicklers meet foreign files with any exception; all mean that these are no weights.
         if isinstance(error, pickle.UnpicklingError):

@@ -134,7 +134,7 @@ def _torchvision_weights(name: str) -> Any:
     if name not in names:
         raise ModelError(
             f"unknown model {name!r}",
-            expected=close_names(name, names) or _close_in_timm(name) or _NAMES,
+            expected=_in_timm(name) or close_names(name, names) or _NAMES,
         )
     return models.get_model_weights(name).DEFAULT
 
@@ -159,7 +159,7 @@ def _offline(name: str, reason: str, what: str) -> ModelError:
     )
 
 
-def _close_in_timm(name: str) -> str | None:
+def _in_timm(name: str) -> str | None:
     import timm
 
     return f"timm:{name}" if timm.is_model(name) else None
