@@ -150,7 +150,7 @@ _SINGULAR_IN_S = {
     "christmas",
 }
 _INITIALS = re.compile(r"[A-Z](?![a-z])")
-_YOU_SOUND = re.compile(r"uni(?!n|m)|unan|ubiq|us[aeiu]|ut[ie]|uk|ur[aeiou]|eu|ew|on(?:e|ce)\b")
+_YOU_SOUND = re.compile(r"uni(?![nmd])|unan|ubiq|us[aeiu]|ut[ie]|uk|ur[aeiou]|eu|ew|on(?:e|ce)\b")
 _SILENT_H = re.compile(r"hour|honest|honou?r|heir")
 
 

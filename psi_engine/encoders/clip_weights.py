@@ -145,7 +145,7 @@ def is_torchscript(file: Path) -> bool:
 def read_torchscript(file: Path) -> dict[str, Tensor]:
     """Weights of a TorchScript archive whose content is known to be OpenAI's."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore")  # torch calls TorchScript deprecated
         state = torch.jit.load(str(file), map_location="cpu").state_dict()
     return {key: value for key, value in state.items() if key not in _TORCHSCRIPT_EXTRAS}
 
