@@ -55,7 +55,8 @@ def batches(
         Images asked for at once; a batch is smaller where images are corrupt, and at the end.
     workers : int
         Processes that decode; 0 = in this one. More than the machine has CPUs is cut to that.
-        Order and values do not depend on it.
+        Order and values do not depend on it. A script that asks for workers needs the usual
+        ``if __name__ == "__main__":``, since new processes import it.
     indices : Tensor, optional
         int64 (n,), image ids to read, in this order; all of them by default.
     skipped : dict
