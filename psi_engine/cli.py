@@ -67,7 +67,7 @@ def run(
     data: Annotated[
         str | None, typer.Option(help="Image folder, Parquet file or folder, or tiny-imagenet.")
     ] = None,
-    max_images: Annotated[int | None, typer.Option(help="Use the first images only.")] = None,
+    max_images: Annotated[int | None, typer.Option(help="Use so many, evenly spread.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Side of the model's input.")] = None,
     encoder: Annotated[
         str | None,

@@ -188,7 +188,7 @@ class RunConfig:
     data: str = "tiny-imagenet"
     """A folder, a Parquet file, or ``tiny-imagenet`` (downloaded)."""
     max_images: int | None = None
-    """Use only the first images of the source."""
+    """Use only so many images, at even distances over the source."""
     image_size: int | None = None
     """Side of the model's input; None = the model's own."""
     encoder: str = "open_clip:ViT-B-32"

@@ -253,8 +253,23 @@ def test_a_source_is_handed_back(tmp_path: Path) -> None:
     save(tmp_path / "b.png", 0)
     source = open_source(tmp_path)
     assert open_source(source) is source
-    with pytest.raises(DataError, match="max_images cannot cut an open source"):
-        open_source(source, max_images=1)
+    cut = open_source(source, max_images=1)
+    assert list(cut.keys) == ["a.png"]
+    assert cut.fingerprint != source.fingerprint
+
+
+def test_fewer_images_are_spread_over_all_classes(tmp_path: Path) -> None:
+    for label in range(4):
+        for number in range(5):
+            save(tmp_path / f"class{label}" / f"{number}.png", 5 * label + number)
+    whole = open_source(tmp_path)
+    cut = open_source(tmp_path, max_images=8)
+    places = [0, 2, 5, 7, 10, 12, 15, 17]
+    assert list(cut.keys) == [whole.keys[place] for place in places]
+    assert cut.labels is not None
+    assert cut.labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert cut.class_names == whole.class_names
+    assert torch.equal(cut.view(5, SMALL), whole.view(12, SMALL))
 
 
 def test_fingerprint_of_a_folder_sees_every_change(tmp_path: Path) -> None:
@@ -326,8 +341,8 @@ def test_parquet_shards_are_read_row_group_by_row_group(tmp_path: Path) -> None:
         assert torch.equal(source.view(index, SMALL), SMALL.view(picture(index)))
     cut = open_source(tmp_path, max_images=5)
     assert cut.labels is not None
-    assert cut.labels.tolist() == [2, 1, 0, 2, 1]
-    assert list(cut.keys) == list(source.keys)[:5]
+    assert cut.labels.tolist() == [2, 0, 1, 0, 2]
+    assert list(cut.keys) == [source.keys[place] for place in (0, 2, 4, 7, 9)]
     with pytest.raises(IndexError):
         cut.view(5, SMALL)
 
@@ -415,8 +430,8 @@ def test_fingerprint_of_parquet_sees_every_change(tmp_path: Path) -> None:
 
 def test_real_parquet(shared: Path) -> None:
     folder = shared / "data" / "tiny-imagenet"
-    source = open_source(folder, max_images=6000)
-    assert len(source) == 6000
+    source = open_source(folder)
+    assert len(source) == 20_000
     listed = json.loads((folder / "classes.json").read_text())
     assert source.class_names == tuple(row["name"] for row in listed)
     assert source.labels is not None
@@ -469,13 +484,13 @@ class Streamed(IterableDataset[Any]):
 
 
 def test_data_set_of_pil_images() -> None:
-    source = open_source(Pictures(broken=3), max_images=11)
-    assert len(source) == 11
+    source = open_source(Pictures(broken=3))
+    assert len(source) == 12
     assert source.class_names == ("even", "odd")
     assert source.labels is not None
-    assert source.labels.tolist() == [0, 1, 0, -1, 0, 1, 0, 1, 0, 1, 0]
+    assert source.labels.tolist() == [0, 1, 0, -1, 0, 1, 0, 1, 0, 1, 0, 1]
     ids, views, skipped = read(source)
-    assert ids.tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 9, 10]
+    assert ids.tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11]
     assert skipped == {3: "image file is truncated"}
     assert torch.equal(views[3], SMALL.view(picture(4)))
     assert views.dtype == torch.uint8
@@ -499,9 +514,9 @@ def test_data_set_of_tensors_goes_to_the_model_as_it_is() -> None:
 def test_declared_labels_are_taken_without_reading_items() -> None:
     dataset = Listed(*[picture(i) for i in range(4)])
     dataset.targets = [1, 0, 1, 1]  # type: ignore[attr-defined]
-    labels = open_source(dataset, max_images=3).labels
+    labels = open_source(dataset).labels
     assert labels is not None
-    assert labels.tolist() == [1, 0, 1]
+    assert labels.tolist() == [1, 0, 1, 1]
 
 
 def test_fingerprint_of_a_data_set_sees_its_content() -> None:

@@ -26,8 +26,6 @@ class DatasetSource(ImageSource):
     dataset : Dataset
         With ``__len__`` and ``__getitem__``. PIL images go through the model's preprocess;
         tensors go to the model as they are (as float32, their values unchanged).
-    max_images : int, optional
-        Use only the first items.
 
     Raises
     ------
@@ -41,7 +39,7 @@ class DatasetSource(ImageSource):
     item once. The fingerprint hashes the type, the length and 16 items spread evenly.
     """
 
-    def __init__(self, dataset: Dataset[Any], max_images: int | None = None) -> None:
+    def __init__(self, dataset: Dataset[Any]) -> None:
         self.name = f"{type(dataset).__module__}.{type(dataset).__qualname__}"
         if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
             raise DataError(
@@ -58,16 +56,14 @@ class DatasetSource(ImageSource):
         if total == 0:
             raise DataError(f"the data set {self.name} is empty", fix="give one with images")
         self._dataset = dataset
-        self._total = total
-        count = total if max_images is None else min(total, max_images)
-        self.keys = [str(i) for i in range(count)]
+        self.keys = [str(i) for i in range(total)]
         names = getattr(dataset, "classes", None)
         if not isinstance(names, Sequence) or isinstance(names, str):
             names = ()
         self.class_names = tuple(map(str, names)) or None
         self._labels: Tensor | None = None
         self._labelled = False
-        self.fingerprint = fingerprint_of(["dataset", self.name, str(count), *self._probe()])
+        self.fingerprint = fingerprint_of(["dataset", self.name, str(total), *self._probe()])
 
     @property
     def labels(self) -> Tensor | None:
@@ -119,11 +115,11 @@ class DatasetSource(ImageSource):
     def _declared_labels(self) -> Tensor | None:
         for name in ("targets", "labels"):
             values = getattr(self._dataset, name, None)
-            if values is None or not hasattr(values, "__len__") or len(values) != self._total:
+            if values is None or not hasattr(values, "__len__") or len(values) != len(self):
                 continue
             array = np.asarray(values)
             if array.ndim == 1 and array.dtype.kind in "iu":
-                return _known(array[: len(self)])
+                return _known(array)
         return None
 
     def _item_labels(self) -> Tensor | None:

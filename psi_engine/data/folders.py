@@ -30,8 +30,6 @@ class FolderSource(ImageSource):
     ----------
     path : Path
         A folder in one of the layouts below.
-    max_images : int, optional
-        Use only the first images.
 
     Raises
     ------
@@ -51,7 +49,7 @@ class FolderSource(ImageSource):
     or ``words.txt`` in the folder or its parent. Hidden files are passed over.
     """
 
-    def __init__(self, path: Path, max_images: int | None = None) -> None:
+    def __init__(self, path: Path) -> None:
         self.name = str(path)
         self._root = _split_folder(path)
         listing = sorted(_walk(self._root), key=lambda entry: entry[0])
@@ -63,7 +61,6 @@ class FolderSource(ImageSource):
             found = [label_of.get(parts[-1], -1) for parts, _ in listing]
         else:
             classes, found = _by_folder(self._root, [parts for parts, _ in listing])
-        listing, found = listing[:max_images], found[:max_images]
         self._parts = [parts for parts, _ in listing]
         self.keys = ["/".join(parts) for parts in self._parts]
         self._labels = None if classes is None else torch.tensor(found, dtype=torch.int64)

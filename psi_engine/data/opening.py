@@ -12,6 +12,7 @@ from psi_engine.data.download import cached_tiny_imagenet, download_tiny_imagene
 from psi_engine.data.folders import EXTENSIONS, FolderSource
 from psi_engine.data.parquet import ParquetSource
 from psi_engine.data.source import ImageSource
+from psi_engine.data.spaced import SpacedSource
 from psi_engine.errors import DataError
 from psi_engine.types import Progress
 
@@ -37,7 +38,7 @@ def open_source(
         Tiny-ImageNet's layout; ``tiny-imagenet``, which is downloaded once; a map-style torch
         Dataset; or a source, which is handed back.
     max_images : int, optional
-        Use only the first images of the source.
+        Use only so many images, at even distances over the source.
     progress : callable, optional
         Called during a download.
 
@@ -52,18 +53,19 @@ def open_source(
     """
     if max_images is not None and max_images < 1:
         raise DataError("max_images is too small", got=max_images, expected="at least 1")
+    source = _open(spec, progress)
+    if max_images is None or max_images >= len(source):
+        return source
+    return SpacedSource(source, max_images)
+
+
+def _open(spec: str | Path | Dataset[Any] | ImageSource, progress: Progress | None) -> ImageSource:
     if isinstance(spec, ImageSource):
-        if max_images is not None and max_images < len(spec):
-            raise DataError(
-                "max_images cannot cut an open source",
-                got=f"max_images {max_images} for {len(spec)} images",
-                fix="give max_images where the source is opened",
-            )
         return spec
     if not isinstance(spec, str | Path):
-        return DatasetSource(spec, max_images)
+        return DatasetSource(spec)
     if spec == TINY_IMAGENET:
-        return FolderSource(download_tiny_imagenet(progress=progress), max_images)
+        return FolderSource(download_tiny_imagenet(progress=progress))
     path = Path(spec).expanduser()
     if not path.exists():
         raise DataError(
@@ -72,10 +74,10 @@ def open_source(
         )
     if path.is_dir():
         if any(path.rglob("*.parquet")):
-            return ParquetSource(path, max_images)
-        return FolderSource(path, max_images)
+            return ParquetSource(path)
+        return FolderSource(path)
     if path.suffix.lower() == ".parquet":
-        return ParquetSource(path, max_images)
+        return ParquetSource(path)
     raise DataError(
         f"{path} is not a collection of images",
         got="one image"

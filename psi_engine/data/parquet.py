@@ -39,8 +39,6 @@ class ParquetSource(ImageSource):
     ----------
     path : Path
         A Parquet file, or a folder of shards (searched recursively).
-    max_images : int, optional
-        Use only the first rows.
 
     Raises
     ------
@@ -56,7 +54,7 @@ class ParquetSource(ImageSource):
     ``classes.json`` beside the files.
     """
 
-    def __init__(self, path: Path, max_images: int | None = None) -> None:
+    def __init__(self, path: Path) -> None:
         self.name = str(path)
         self._root = path if path.is_dir() else path.parent
         self._files = _shards(path)
@@ -76,16 +74,14 @@ class ParquetSource(ImageSource):
                 total += header.metadata.row_group(group).num_rows
         if total == 0:
             raise DataError(f"no rows in {path}", fix="give a Parquet file with images")
-        count = total if max_images is None else min(total, max_images)
         self._starts = [g.start for g in self._groups]
 
         stored = _stored_paths(headers, self._column)
-        self.keys = _keys(self._root, self._files, headers, stored, count)
-        self._labels, self.class_names = _labels(headers, label_column, features, self._root, count)
+        self.keys = _keys(self._root, self._files, headers, stored)
+        self._labels, self.class_names = _labels(headers, label_column, features, self._root)
         self.fingerprint = fingerprint_of(
             [
                 "parquet",
-                str(count),
                 *(
                     part
                     for file in self._files
@@ -261,12 +257,11 @@ def _keys(
     files: list[Path],
     headers: list[pq.ParquetFile],
     stored: list[str | None] | None,
-    count: int,
 ) -> list[str]:
     keys: list[str] = []
     for file, header in zip(files, headers, strict=True):
         shard = file.relative_to(root).as_posix()
-        for row in range(min(header.metadata.num_rows, count - len(keys))):
+        for row in range(header.metadata.num_rows):
             path = stored[len(keys)] if stored is not None else None
             keys.append(path or f"{shard}#{row}")
     return keys
@@ -277,15 +272,13 @@ def _labels(
     column: str | None,
     features: dict[str, Any],
     root: Path,
-    count: int,
 ) -> tuple[Tensor | None, tuple[str, ...] | None]:
     if column is None:
         return None, None
     table = pa.concat_tables([header.read(columns=[column]) for header in headers])
-    values = table.column(0).slice(0, count)
+    values = table.column(0)
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-        # Numbered over all rows, so that max_images does not renumber them.
-        names = sorted(set(table.column(0).drop_null().to_pylist()))
+        names = sorted(set(values.drop_null().to_pylist()))
         number = {name: i for i, name in enumerate(names)}
         found = [number.get(value, -1) for value in values.to_pylist()]
         return torch.tensor(found, dtype=torch.int64), tuple(names)
