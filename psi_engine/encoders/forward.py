@@ -3,7 +3,7 @@
 Matrix and convolution routines choose their algorithm by the shape of the batch, so the same
 crop alone and among others differs by about 1e-6. Here every pass has one fixed number of items,
 the last one padded; a row's bits are then a function of its own item (and of the device, the
-library versions and the number of threads). ``tests/test_encoders.py`` holds this.
+library versions and the number of threads). ``tests/encoders/test_forward.py`` holds this.
 """
 
 from __future__ import annotations
