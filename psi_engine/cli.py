@@ -215,13 +215,15 @@ def _run(options: dict[str, Any], as_json: bool, quiet: bool, closing: Any = Non
 
 
 def _finish(console: Console, summary: dict[str, Any], as_json: bool, quiet: bool) -> None:
-    from psi_engine.report.terminal import show_summary
+    from psi_engine.report.terminal import show_summary, show_truth
 
     if as_json:
         typer.echo(json.dumps(summary, indent=2))
         return
     if not quiet:
         show_summary(console, summary)
+        if "truth" in summary:
+            show_truth(console, summary["truth"])
     typer.echo(summary["run"])
 
 

@@ -152,7 +152,7 @@ class ScoreConfig:
         _choose("adjust", self.adjust, ("bh", "by"))
 
     @classmethod
-    def preset(cls, name: Preset, **changes: Any) -> ScoreConfig:
+    def preset(cls, name: str, **changes: Any) -> ScoreConfig:
         """The settings of ``paper`` (Section 4 of the paper) or ``calibrated``, with changes."""
         _choose("preset", name, get_args(Preset))
         if name == "calibrated":
@@ -224,7 +224,7 @@ class RunConfig:
         _at_least("workers", self.workers, 0)
 
     @classmethod
-    def from_options(cls, preset: Preset = "calibrated", **options: Any) -> RunConfig:
+    def from_options(cls, preset: str = "calibrated", **options: Any) -> RunConfig:
         """Build a run from flat options, on top of a preset.
 
         Parameters

@@ -25,7 +25,7 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from psi_engine import artifacts
-from psi_engine.config import Preset, ScoreConfig
+from psi_engine.config import ScoreConfig
 from psi_engine.errors import InputError
 from psi_engine.scores.describe import describe_clusters
 from psi_engine.scores.score import score
@@ -42,7 +42,7 @@ def score_file(
     labels: Path | None = None,
     text: Path | None = None,
     pool: Path | None = None,
-    preset: Preset = "calibrated",
+    preset: str = "calibrated",
     changes: Mapping[str, Any] | None = None,
     device: str = "auto",
     out: Path | None = None,
@@ -87,7 +87,16 @@ def score_file(
     tables: dict[str, list[pa.Table]] = {"channels": [], "clusters": [], "sites": []}
     notes = {}
     for layer, embeddings in layers.items():
-        scores = score(embeddings, **side, config=config, device=device, progress=progress)
+        scores = score(
+            embeddings,
+            labels=side.get("labels"),
+            text_embeddings=side.get("text_embeddings"),
+            concept_ids=side.get("concept_ids"),
+            pool=side.get("pool"),
+            config=config,
+            device=device,
+            progress=progress,
+        )
         clusters = describe_clusters(
             embeddings, scores, side.get("text_embeddings"), side.get("concept_ids")
         )

@@ -104,6 +104,16 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
     console.print(f"time: {spent}", highlight=False)
 
 
+def show_truth(console: Console, truth: Mapping[str, Any]) -> None:
+    """Draw how well the scores tell planted units apart, and how good the demo's networks are."""
+    table = _table("planted units", "polysemantic against monosemantic", "against random")
+    for measure, areas in truth["auroc"].items():
+        table.add_row(f"AUROC of {measure}", f"{areas['mono']:.3f}", f"{areas['random']:.3f}")
+    console.print(table)
+    accuracy = "  ".join(f"{name} {value:.3f}" for name, value in truth["accuracy"].items())
+    console.print(f"held-out accuracy: {accuracy}", highlight=False)
+
+
 def show_channel(console: Console, details: Mapping[str, Any]) -> None:
     """Draw one channel: its scores beside their nulls, its clusters, their sites."""
     scores = details["scores"]
@@ -134,7 +144,7 @@ def show_channel(console: Console, details: Mapping[str, Any]) -> None:
     console.print(clusters)
 
 
-def show_checks(console: Console, checks: Sequence[Mapping[str, str]]) -> None:
+def show_checks(console: Console, checks: Sequence[Mapping[str, Any]]) -> None:
     """Draw what works here, what does not, and the command that mends it."""
     table = Table(box=box.SIMPLE_HEAD)
     for name in ("what", "state", "detail", "mend"):
