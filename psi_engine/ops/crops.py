@@ -82,7 +82,9 @@ def crop_and_resize(
 
     Notes
     -----
-    Equal, byte for byte, to ``PIL.Image.crop(box).resize((size, size), filter)``.
+    Equal, byte for byte, to ``PIL.Image.crop(box).resize((size, size), filter)`` for square
+    boxes. Other boxes are filtered along x first too; Pillow 13 takes y first where that is less
+    work, which moves a few values by a level.
     """
     _check(views, which, xyxy, size, interpolation)
     out = torch.empty(len(which), 3, size, size, dtype=torch.float32, device=views.device)
@@ -129,7 +131,7 @@ def _weights(length: int, size: int, interpolation: str) -> tuple[np.ndarray, np
     first = np.maximum((centre - support + 0.5).astype(np.int64), 0)
     end = np.minimum((centre + support + 0.5).astype(np.int64), length)
     tap = np.arange((end - first).max())[:, None]
-    weight = _filter((tap + first - centre + 0.5) / stretch, interpolation)
+    weight = _filter((tap + first - centre + 0.5) * (1.0 / stretch), interpolation)
     weight = np.where(tap < end - first, weight, 0.0)
     weight = weight / weight.sum(axis=0)
     fixed = np.trunc(weight * (1 << _WEIGHT_BITS) + np.copysign(0.5, weight))
