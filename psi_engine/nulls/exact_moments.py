@@ -28,6 +28,8 @@ Floats = NDArray[np.float64]
 
 _CELLS = 1 << 22
 # Numbers in one temporary array of a joint law.
+_CANCELLED = 1e-13
+# A variance this small beside the second moment is what subtracting left of its rounding.
 
 
 class Law(NamedTuple):
@@ -79,7 +81,9 @@ def nmi_moments(assignments: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     defined = (whole - spent[0] > 1e-9) & (whole - spent[1] > 1e-9)
     scale = np.where(defined, 2.0 / np.where(defined, entropies, 1.0), 0.0)
     mean = scale * (first - spent[0] - spent[1] + whole)
-    std = scale * np.sqrt(np.maximum(second - first**2, 0.0))
+    variance = second - first**2
+    variance = np.where(variance > _CANCELLED * second, variance, 0.0)
+    std = scale * np.sqrt(variance)
     return tuple(torch.from_numpy(x).to(assignments.device) for x in (mean, std))  # type: ignore[return-value]
 
 

@@ -101,9 +101,10 @@ def _describe(
     sums = cluster_sums(units, labels, k)[channel, cluster]
     inside = members[channel, cluster]  # (clusters, patches)
     prototypes = unit_rows(sums).rows
-    # the greatest mean cosine to the members is the greatest product with their sum
-    to_sum = fold_sum(units[channel].to(torch.float64) * sums[:, None, :])
-    medoid = torch.where(inside, to_sum, -torch.inf).argmax(-1)
+    # the greatest mean cosine to the other members is the greatest product with their sum
+    own = units[channel].to(torch.float64)
+    to_others = fold_sum(own * (sums[:, None, :] - own))
+    medoid = torch.where(inside, to_others, -torch.inf).argmax(-1)
     total = fold_sum(torch.where(inside, silhouettes[channel], 0.0))
     sizes = size[channel, cluster]
     named = () if texts is None else _name(prototypes, texts)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from psi_engine.config import Backend, ScoreConfig
-from psi_engine.nulls import NULLS
 from psi_engine.nulls.base import Batch, Call
 from psi_engine.nulls.pool import clarity_p
+from psi_engine.nulls.registry import NULLS
 from psi_engine.ops.backend import memory_budget, resolve_backend
 from psi_engine.ops.exact import row_keys, set_keys, unit_rows
 from psi_engine.ops.silhouette import silhouette

@@ -1,0 +1,116 @@
+"""The D-nulls that change the texts or the partition instead of the patches."""
+
+import numpy as np
+import pytest
+import torch
+
+from psi_engine.nulls.draws import without_replacement
+from psi_engine.nulls.partition import partition
+from psi_engine.nulls.text_shuffle import text_shuffle
+from psi_engine.nulls.unrelated_text import restricted_measure, unrelated_text
+from psi_engine.ops.exact import cosines, quantise, unit_rows
+from psi_engine.ops.random import permutations
+from psi_engine.scores.distinctness import measure, texts_at_level
+from tests.nulls.call import make_batch, make_call, normal
+from tests.reference import distinctness as reference
+
+Z, TEXTS, BANK = normal(0, 4, 14, 9), normal(1, 11, 9), normal(2, 40, 9)
+
+
+@pytest.mark.parametrize("kind", ["gap", "contrast"])
+def test_unrelated_text_equals_a_loop_over_the_drawn_concepts(kind):
+    call = make_call(None, TEXTS, BANK, d_measure=kind, replicates=7)
+    batch = make_batch(Z, call)
+    got = unrelated_text(batch, call)
+    drawn = without_replacement(call.keys("null.d.unrelated", torch.arange(7)), 40, 11)
+    for c in range(4):
+        a = batch.assignments[c].numpy()
+        values = [
+            reference.MEASURES[kind](Z[c].numpy(), a, BANK[sorted(drawn[r].tolist())].numpy())
+            for r in range(7)
+        ]
+        assert float(got.mean[c]) == pytest.approx(np.mean(values), abs=1e-6)
+        assert float(got.std[c]) == pytest.approx(np.std(values, ddof=1), abs=1e-6)
+
+
+def test_concepts_are_drawn_whole():
+    ids = torch.arange(60) // 3
+    call = make_call(None, TEXTS, None, d_level="prompt")
+    call.unrelated = texts_at_level(normal(3, 60, 9), ids, "prompt", "bank")
+    from psi_engine.nulls.unrelated_text import _drawn_texts
+
+    drawn = _drawn_texts(call).unflatten(1, (20, 3))
+    assert (drawn.all(-1) | ~drawn.any(-1)).all()
+    assert (drawn[..., 0].sum(-1) == 11).all()
+
+
+@pytest.mark.parametrize("kind", ["gap", "contrast"])
+@pytest.mark.parametrize("share", [0.02, 0.3, 1.0])
+def test_looking_at_the_best_texts_first_changes_nothing(kind, share):
+    """Few texts drawn: most replicates must look at the whole row; ties included."""
+    generator = torch.Generator().manual_seed(4)
+    similarities = quantise(torch.rand(6, 3, 300, generator=generator, dtype=torch.float64))
+    similarities[:, :, 100:200] = (similarities[:, :, 100:200] * 8).round() / 8
+    present = torch.ones(6, 3, dtype=torch.bool)
+    present[2, 2] = False
+    chosen = torch.rand(25, 300, generator=generator) < share
+    chosen[:, :2] = True
+    got = restricted_measure(similarities, present, chosen, kind, make_call())
+    for r in range(25):
+        assert torch.equal(got[:, r], measure(similarities[:, :, chosen[r]], present, kind))
+
+
+def test_without_a_bank_texts_are_shuffled_and_it_is_said():
+    call = make_call(None, TEXTS, None, replicates=5)
+    batch = make_batch(Z, call)
+    assert torch.equal(unrelated_text(batch, call).mean, text_shuffle(batch, call).mean)
+    assert "'text-shuffle' was used" in call.notes[0]
+
+
+def test_text_shuffle_equals_a_loop():
+    call = make_call(None, TEXTS, None, replicates=5, d_measure="gap")
+    batch = make_batch(Z, call)
+    got = text_shuffle(batch, call)
+    plain = (TEXTS / TEXTS.norm(dim=1, keepdim=True)).numpy()
+    for c in range(4):
+        values = []
+        for r in range(5):
+            shuffled = np.empty_like(plain)
+            for j in range(9):
+                order = permutations(call.keys("null.d.shuffle", r, j), 11)
+                shuffled[:, j] = plain[order.numpy(), j]
+            values.append(reference.gap(Z[c].numpy(), batch.assignments[c].numpy(), shuffled))
+        assert float(got.mean[c]) == pytest.approx(np.mean(values), abs=1e-6)
+
+
+def test_partition_equals_a_loop_and_warns():
+    call = make_call(None, TEXTS, None, replicates=9)
+    batch = make_batch(Z, call)
+    got = partition(batch, call)
+    for c in range(4):
+        values = []
+        for r in range(9):
+            order = permutations(call.keys("null.d.partition", batch.ids[c], r), 14)
+            shuffled = batch.assignments[c][order].numpy()
+            values.append(reference.contrast(Z[c].numpy(), shuffled, TEXTS.numpy()))
+        assert float(got.mean[c]) == pytest.approx(np.mean(values), abs=1e-6)
+    assert "without looking at the embeddings" in call.notes[0]
+
+
+@pytest.mark.parametrize("null", [unrelated_text, text_shuffle, partition])
+def test_memory_changes_no_bit(null):
+    results = []
+    for memory in (1 << 13, 1 << 30):
+        call = make_call(None, TEXTS, BANK, memory=memory, replicates=20)
+        results.append(null(make_batch(Z, make_call(None, TEXTS, BANK)), call))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_shuffled_order_of_whole_prompts_changes_no_measure():
+    """Why "shuffle the text assignments" cannot be a null: D does not see the order."""
+    units, texts = unit_rows(Z[0]).rows, unit_rows(TEXTS).rows
+    order = torch.randperm(11, generator=torch.Generator().manual_seed(5))
+    present = torch.ones(1, 14, dtype=torch.bool)
+    for kind in ("gap", "contrast"):
+        a = measure(cosines(units, texts)[None], present, kind)
+        assert torch.equal(a, measure(cosines(units, texts[order])[None], present, kind))

@@ -1,0 +1,44 @@
+"""D by the letter: one cluster, one text at a time, in float64."""
+
+import numpy as np
+
+
+def unit(x):
+    return x / np.linalg.norm(x)
+
+
+def concept_texts(texts, concept_ids):
+    def mean_of(concept):
+        members = [unit(texts[i]) for i in range(len(texts)) if concept_ids[i] == concept]
+        return unit(sum(members) / len(members))
+
+    return np.array([mean_of(concept) for concept in sorted(set(concept_ids.tolist()))])
+
+
+def similarities(z, assignments, texts):
+    """Cluster × text cosines of the clusters that have members, in order of their number."""
+    table = []
+    for j in sorted(set(assignments.tolist()) - {-1}):
+        prototype = unit(sum(unit(z[i]) for i in range(len(z)) if assignments[i] == j))
+        table.append([float(prototype @ unit(t)) for t in texts])
+    return table
+
+
+def gap(z, assignments, texts):
+    gaps = []
+    for row in similarities(z, assignments, texts):
+        ordered = sorted(row, reverse=True)
+        gaps.append(ordered[0] - ordered[1])
+    return sum(gaps) / len(gaps)
+
+
+def contrast(z, assignments, texts):
+    table = similarities(z, assignments, texts)
+    values = []
+    for j, row in enumerate(table):
+        best = row.index(max(row))
+        values.append(row[best] - max(other[best] for l, other in enumerate(table) if l != j))
+    return sum(values) / len(values)
+
+
+MEASURES = {"gap": gap, "contrast": contrast}

@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+import torch
+
+from psi_engine.config import ScoreConfig
+from psi_engine.errors import InputError
+from psi_engine.scores.describe import describe_clusters
+from psi_engine.scores.score import score
+from tests.reference import distinctness as reference
+
+QUICK = ScoreConfig(replicates=4)
+
+
+def test_clusters_equal_a_loop(world):
+    mask = torch.ones(12, 20, dtype=torch.bool)
+    mask[2, 2:] = False  # not scorable: no clusters
+    mask[7, 15:] = False
+    scores = score(world.embeddings, pool=world.pool, mask=mask, config=QUICK)
+    got = describe_clusters(world.embeddings, scores, world.texts, world.concept_ids)
+    texts = reference.concept_texts(world.texts.double().numpy(), world.concept_ids.numpy())
+    row = 0
+    for c in range(12):
+        z = world.embeddings[c].double().numpy()
+        z = z / np.linalg.norm(z, axis=1, keepdims=True)
+        for j in range(int(scores.n_clusters[c])):
+            members = [i for i in range(20) if scores.assignments[c, i] == j]
+            assert (int(got.channel[row]), int(got.cluster[row])) == (c, j)
+            assert int(got.size[row]) == len(members)
+            mean = np.mean([float(scores.silhouettes[c, i]) for i in members])
+            assert float(got.silhouette[row]) == pytest.approx(mean, abs=1e-12)
+            closeness = [sum(z[i] @ z[m] for m in members if m != i) for i in members]
+            assert int(got.medoid[row]) == members[int(np.argmax(np.round(closeness, 9)))]
+            prototype = reference.unit(sum(z[i] for i in members))
+            assert np.abs(got.prototypes[row].numpy() - prototype).max() < 1e-6
+            similar = texts @ prototype
+            order = np.argsort(-similar)[:5]
+            assert got.concepts[row].tolist() == (order * 10).tolist()
+            assert np.abs(got.similarities[row].numpy() - similar[order]).max() < 1e-6
+            row += 1
+    assert row == len(got.channel)
+    assert 2 not in got.channel
+
+
+def test_fewer_than_five_concepts_leave_empty_places(world):
+    scores = score(world.embeddings, pool=world.pool, config=QUICK)
+    got = describe_clusters(world.embeddings, scores, world.texts[:3])
+    assert (got.concepts[:, 3:] == -1).all()
+    assert torch.isnan(got.similarities[:, 3:]).all()
+    assert (got.concepts[:, :3] >= 0).all()
+    assert describe_clusters(world.embeddings, scores).concepts is None
+
+
+def test_what_does_not_fit_is_refused(world):
+    scores = score(world.embeddings, pool=world.pool, config=QUICK)
+    with pytest.raises(InputError, match="do not fit the scores"):
+        describe_clusters(world.embeddings[:3], scores)
+    with pytest.raises(InputError, match="text_embeddings do not fit"):
+        describe_clusters(world.embeddings, scores, world.texts[:, :3])
+    with pytest.raises(InputError, match="concept_ids has the wrong shape"):
+        describe_clusters(world.embeddings, scores, world.texts, torch.arange(3))

@@ -1,0 +1,122 @@
+"""Every bad input, with its message, before any work."""
+
+import numpy as np
+import pytest
+import torch
+
+from psi_engine.config import ScoreConfig
+from psi_engine.errors import DeviceError, InputError
+from psi_engine.scores.inputs import as_tensor
+from psi_engine.scores.score import score
+
+Z = torch.randn(3, 8, 6, generator=torch.Generator().manual_seed(0))
+T = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
+QUICK = {"config": ScoreConfig(replicates=3)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"embeddings": Z[0]},
+            r"wrong rank; got \(8, 6\); expected \(channels, patches, dim\); add",
+        ),
+        ({"embeddings": Z[0, 0]}, "wrong rank"),
+        ({"embeddings": [[1.0]]}, "embeddings is not an array; got list"),
+        ({"embeddings": Z.long()}, "embeddings must be floating point; got torch.int64"),
+        ({"embeddings": Z[:0]}, "embeddings are empty"),
+        ({"embeddings": Z[:, :, :1]}, "embeddings are empty"),
+        ({"embeddings": Z[:, :3]}, "too few patches; got 3 .* at least 4"),
+        (
+            {"labels": torch.zeros(3, 7, dtype=torch.long)},
+            r"labels has the wrong shape; got \(3, 7\)",
+        ),
+        ({"labels": torch.zeros(3, 8)}, "labels must be integers; got torch.float32"),
+        ({"labels": torch.full((3, 8), -2)}, "labels below -1; got -2"),
+        ({"mask": torch.ones(3, 7, dtype=torch.bool)}, "mask has the wrong shape"),
+        ({"mask": torch.ones(3, 8)}, "mask has the wrong dtype"),
+        (
+            {"channel_ids": torch.arange(4)},
+            r"channel_ids has the wrong shape; got \(4,\); expected \(3,\)",
+        ),
+        ({"channel_ids": torch.rand(3)}, "channel_ids must be integers"),
+        ({"text_embeddings": T[:1]}, "too few prompts; got 1; expected at least 2"),
+        (
+            {"text_embeddings": T[:, :5]},
+            r"do not fit the embeddings; got \(4, 5\); expected \(prompts, 6\)",
+        ),
+        ({"text_embeddings": T[0]}, "do not fit the embeddings"),
+        ({"text_embeddings": T * float("nan")}, "rows without a direction"),
+        (
+            {"text_embeddings": T, "concept_ids": torch.zeros(4, dtype=torch.long)},
+            "a single concept",
+        ),
+        ({"text_embeddings": T, "concept_ids": torch.arange(3)}, "concept_ids has the wrong shape"),
+        ({"concept_ids": torch.arange(4)}, "concept_ids given without text_embeddings"),
+        ({"unrelated_text_embeddings": T}, "given without text_embeddings"),
+        (
+            {"text_embeddings": T, "unrelated_text_embeddings": T[:3]},
+            "bank is smaller than the vocabulary; got 3 concepts for a vocabulary of 4",
+        ),
+        ({"pool": T}, "pool is smaller than a channel; got 4 usable rows; expected at least 8"),
+        ({"pool": torch.zeros(50, 6)}, "got 0 usable rows"),
+        ({"pool": torch.rand(50, 5)}, r"pool does not fit the embeddings; got \(50, 5\)"),
+        ({"config": ScoreConfig(k_min=8, k_max=9)}, "k_min does not fit the patches; got 8"),
+        ({"backend": "fortran"}, "unknown backend"),
+    ],
+)
+def test_bad_input_is_refused(arguments, message):
+    with pytest.raises(InputError, match=message):
+        score(**({"embeddings": Z} | QUICK | arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"replicates": 1}, "replicates is too small; got 1; expected at least 2"),
+        ({"k_min": 1}, "k_min is too small"),
+        ({"k_max": 1}, "k_max is below k_min"),
+        ({"s_null": "rotaton"}, "unknown s_null"),
+        ({"q_null": "rotation"}, "unknown q_null"),
+        ({"d_null": "rotation"}, "unknown d_null"),
+    ],
+)
+def test_bad_settings_are_refused(arguments, message):
+    with pytest.raises(InputError, match=message):
+        ScoreConfig(**arguments)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the CUDA device asked for")
+def test_cuda_without_a_gpu_is_refused():
+    with pytest.raises(DeviceError, match="no CUDA device is usable"):
+        score(Z, device="cuda", **QUICK)
+
+
+class Producer:
+    """Any library's array: nothing but the DLPack protocol."""
+
+    def __init__(self, tensor):
+        self._tensor = tensor
+
+    def __dlpack__(self, **options):
+        return self._tensor.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self._tensor.__dlpack_device__()
+
+
+def test_torch_numpy_and_dlpack_score_alike_and_are_not_modified():
+    before = Z.clone()
+    want = score(Z, **QUICK)
+    frozen = Z.numpy().copy()
+    frozen.flags.writeable = False
+    for form in (frozen, frozen[:, :, ::-1][:, :, ::-1], Producer(Z)):
+        assert torch.equal(score(form, **QUICK).psi, want.psi)
+    assert torch.equal(Z, before)
+
+
+def test_gradients_and_foreign_byte_orders_are_handled():
+    leaf = Z.clone().requires_grad_()
+    assert not score(leaf, **QUICK).psi.requires_grad
+    with pytest.raises(InputError, match="unsupported dtype"):
+        as_tensor("labels", np.array(["a"]))
