@@ -60,15 +60,19 @@ def write_images(
     pq.write_table(table, path, compression="none")
 
 
-def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Write a state dict in half precision; whole numbers keep their type."""
-    from safetensors.torch import save
-
-    half = {
+def half_precision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Round a state dict to half precision; whole numbers keep their type."""
+    return {
         name: (value.half() if value.is_floating_point() else value).contiguous()
         for name, value in state.items()
     }
-    path.write_bytes(save(half))
+
+
+def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write a state dict in half precision."""
+    from safetensors.torch import save
+
+    path.write_bytes(save(half_precision(state)))
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -1,9 +1,13 @@
 """Units whose kind is known: what the scorer finds in them can be checked.
 
-They stand behind the classifier's logits as one flat layer. A ``mono`` unit is one logit; a
-``poly`` unit is the largest of two, three or five logits of classes that share neither shape nor
-texture; a ``random`` unit fires with no regard to what a picture shows. Each logit is
-standardised first, so that every class of a poly unit gets its share of the strongest images.
+They stand behind the classifier's logits as one flat layer. A ``mono`` unit is one class's
+log odds; a ``poly`` unit is the largest of two, three or five, of classes that share neither
+shape nor texture; a ``random`` unit fires with no regard to what a picture shows.
+
+Log odds, the logit of the class's probability, because a raw logit also grows with whatever
+makes all logits of a picture large: only 72 % of its strongest fifty pictures show its class,
+98 % with the odds. Each is standardised over training pictures of its own class, so that every
+class of a poly unit gets its share of the strongest pictures.
 """
 
 from __future__ import annotations
@@ -52,13 +56,20 @@ def _unrelated(seed: int, unit: int, size: int) -> tuple[int, ...]:
         attempt += 1
 
 
+def log_odds(logits: Tensor) -> Tensor:
+    """Log of p / (1 − p) of each class's probability, (b, classes) from logits (b, classes)."""
+    itself = torch.eye(logits.shape[1], dtype=torch.bool, device=logits.device)
+    others = logits[:, None].masked_fill(itself, -torch.inf)
+    return logits - others.logsumexp(2)
+
+
 class Planted(nn.Module):
     """The planted layer: logits and pictures in, float32 (b, units) out.
 
     Parameters
     ----------
     mean, std : Tensor
-        float32 (classes,): by what each logit is standardised.
+        float32 (classes,): by what the log odds of each class are standardised.
     seed : int
         Chooses the classes of the poly units and the random units' values.
 
@@ -105,7 +116,7 @@ class Planted(nn.Module):
         pixels : Tensor
             uint8 values as float32 (b, 3, 64, 64).
         """
-        standard = (logits - self.mean) / self.std
+        standard = (log_odds(logits) - self.mean) / self.std
         concepts = standard[:, self.members].amax(-1)
         whole = pixels.round().to(torch.float64)
         framed = functional.pad(whole, (1, 1, 1, 1), mode="replicate")

@@ -27,11 +27,13 @@ from psi_engine.demo.assets import (
     CLASSIFIER,
     ENCODER,
     IMAGES,
+    half_precision,
     write_images,
     write_weights,
 )
 from psi_engine.demo.captions import attributes, caption, captions, is_true, tokenize
 from psi_engine.demo.networks import MEAN, STD, WIDTHS, Classifier, DualEncoder
+from psi_engine.demo.planted import log_odds
 from psi_engine.demo.world import (
     CLASS_NAMES,
     CLASSES,
@@ -199,9 +201,10 @@ def train_encoder(pictures: Pictures, config: TrainConfig) -> DualEncoder:
 
 
 def standardisation(module: Classifier, pictures: Pictures) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each logit over the training pictures."""
-    logits = _in_batches(module, pictures.pixels)
-    return logits.mean(0), logits.std(0)
+    """Mean and standard deviation of each class's log odds over the pictures of that class."""
+    odds = log_odds(_in_batches(module, pictures.pixels))
+    own = [odds[pictures.labels == label, label] for label in range(len(CLASSES))]
+    return torch.stack([x.mean() for x in own]), torch.stack([x.std() for x in own])
 
 
 @torch.no_grad()
@@ -251,6 +254,9 @@ def train(config: TrainConfig, out: Path) -> dict[str, float]:
     )
     classifier = train_classifier(learn, config)
     encoder = train_encoder(learn, config)
+    for module in (classifier, encoder):
+        # What is measured from here on is what is shipped: weights in half precision.
+        module.load_state_dict(half_precision(module.state_dict()))
     mean, std = standardisation(classifier, learn)
     write_images(out / IMAGES, test.files, test.labels.tolist(), CLASS_NAMES)
     write_weights(
