@@ -25,13 +25,18 @@ def text_shuffle(batch: Batch, call: Call) -> NullSummary:
     texts = call.texts.rows
     draws = torch.empty(len(rows), call.config.replicates, dtype=torch.float64, device=rows.device)
     coordinates = torch.arange(texts.shape[1], device=rows.device)
-    step = call.chunk(k * (len(texts) * 28 + texts.shape[1] * 16))
-    for replicate in range(call.config.replicates):
-        keys = call.keys("null.d.shuffle", replicate, coordinates)
-        order = permutations(keys, len(texts)).T  # (texts, dim)
-        shuffled = unit_rows(texts.gather(0, order)).rows
+    for several in call.replicates().split(call.near_chunk(texts.numel() * 64)):
+        keys = call.keys("null.d.shuffle", several[:, None], coordinates)
+        order = permutations(keys, len(texts)).mT  # (replicates, texts, dim)
+        shuffled = unit_rows(texts.expand(len(several), -1, -1).gather(1, order)).rows
+        size = len(several)
+        step = call.chunk(k * size * (len(texts) * 28 + texts.shape[1] * 16))
         for start in range(0, len(rows), step):
             part = slice(start, start + step)
-            found = cosines(rows[part].flatten(0, 1), shuffled).unflatten(0, (-1, k))
-            draws[part, replicate] = measure(found, present[part], call.config.d_measure)
+            found = cosines(rows[part].flatten(0, 1), shuffled.flatten(0, 1))
+            # (channels · replicates, k, texts)
+            found = found.unflatten(0, (-1, k)).unflatten(2, (size, -1)).movedim(2, 1).flatten(0, 1)
+            here = present[part].repeat_interleave(size, 0)
+            values = measure(found, here, call.config.d_measure)
+            draws[part, several[0] : several[-1] + 1] = values.unflatten(0, (-1, size))
     return summarise(batch.d, draws)
