@@ -4,7 +4,7 @@ Its classes are known, so units can be planted whose kind is known (one concept,
 and the whole pipeline can be checked against them. Nothing is downloaded.
 """
 
-from psi_engine.demo.assets import card, concepts_path, images_path
+from psi_engine.demo.assets import card, images_path
 from psi_engine.demo.factories import classifier, encoder
 from psi_engine.demo.planted import planted_classes, planted_kinds
 from psi_engine.demo.run import RUN_OPTIONS, judge
@@ -15,7 +15,6 @@ __all__ = [
     "auroc",
     "card",
     "classifier",
-    "concepts_path",
     "encoder",
     "images_path",
     "judge",

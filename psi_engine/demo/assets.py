@@ -13,17 +13,12 @@ from torch import Tensor
 
 ASSETS = Path(__file__).parent / "assets"
 IMAGES, CLASSIFIER, ENCODER = "images.parquet", "classifier.safetensors", "encoder.safetensors"
-CARD, CONCEPTS = "card.json", "concepts.txt"
+CARD = "card.json"
 
 
 def images_path() -> Path:
     """Parquet file of the held-out images: ``image: {bytes, path}`` and ``label``."""
     return ASSETS / IMAGES
-
-
-def concepts_path() -> Path:
-    """Text file of the world's concepts beside its classes, one per line."""
-    return ASSETS / CONCEPTS
 
 
 def card() -> dict[str, Any]:

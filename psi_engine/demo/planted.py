@@ -6,8 +6,8 @@ shape nor texture; a ``random`` unit fires with no regard to what a picture show
 
 Log odds, the logit of the class's probability, because a raw logit also grows with whatever
 makes all logits of a picture large: only 72 % of its strongest fifty pictures show its class,
-98 % with the odds. Each is standardised over training pictures of its own class, so that every
-class of a poly unit gets its share of the strongest pictures.
+98 % with the odds. Each is standardised over pictures of its own class that no training saw, so
+that every class of a poly unit gets its share of the strongest pictures.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ class Planted(nn.Module):
         pixels = torch.arange(3 * SIDE * SIDE)
         key = string_key("demo/planted/pixels")
         draws = uniform(hash_keys(seed, key, projected[:, None]), pixels)
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
+        self.register_buffer("mean", mean.clone())
+        self.register_buffer("std", std.clone())
         self.register_buffer("members", members, persistent=False)
         signs = torch.where(draws < 0.5, -1.0, 1.0).double()
         self.register_buffer("signs", signs, persistent=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from psi_engine.demo.assets import card, concepts_path, images_path
+from psi_engine.demo.assets import card, images_path
 from psi_engine.demo.truth import auroc
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ RUN_OPTIONS = MappingProxyType(
         "layers": ("stage3", "stage4", PLANTED),
         "data": str(images_path()),
         "encoder": "psi_engine.demo:encoder",
-        "concepts": str(concepts_path()),
         "top_k": 50,
         "sites": "per-image",
     }

@@ -41,6 +41,7 @@ from psi_engine.demo.world import (
     SHAPES,
     TEXTURES,
     Scene,
+    calibration_scene,
     draw,
     held_out_scene,
     training_scene,
@@ -56,6 +57,8 @@ class TrainConfig:
     """Training images."""
     held_out: int = 1920
     """Images shipped and measured on."""
+    calibration: int = 3200
+    """Images by which the planted units are standardised."""
     epochs: int = 10
     """Passes over the training images, for each network."""
     batch_size: int = 64
@@ -90,6 +93,10 @@ def make_pictures(scenes: list[Scene], quality: int) -> Pictures:
         torch.tensor([scene.label for scene in scenes]),
         torch.tensor([scene.unseen for scene in scenes]),
     )
+
+
+def _pictures(scene: Callable[[int, int], Scene], number: int, config: TrainConfig) -> Pictures:
+    return make_pictures([scene(config.seed, i) for i in range(number)], config.quality)
 
 
 def normalise(pixels: Tensor) -> Tensor:
@@ -246,18 +253,16 @@ def measure(classifier: Classifier, encoder: DualEncoder, pictures: Pictures) ->
 def train(config: TrainConfig, out: Path) -> dict[str, float]:
     """Make all assets and write them to ``out``; returns the measured accuracies."""
     out.mkdir(parents=True, exist_ok=True)
-    learn = make_pictures(
-        [training_scene(config.seed, i) for i in range(config.images)], config.quality
-    )
-    test = make_pictures(
-        [held_out_scene(config.seed, i) for i in range(config.held_out)], config.quality
-    )
+    learn = _pictures(training_scene, config.images, config)
+    test = _pictures(held_out_scene, config.held_out, config)
     classifier = train_classifier(learn, config)
     encoder = train_encoder(learn, config)
     for module in (classifier, encoder):
         # What is measured from here on is what is shipped: weights in half precision.
         module.load_state_dict(half_precision(module.state_dict()))
-    mean, std = standardisation(classifier, learn)
+    mean, std = standardisation(
+        classifier, _pictures(calibration_scene, config.calibration, config)
+    )
     write_images(out / IMAGES, test.files, test.labels.tolist(), CLASS_NAMES)
     write_weights(
         out / CLASSIFIER,
@@ -280,6 +285,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=TrainConfig.seed)
     parser.add_argument("--images", type=int, default=TrainConfig.images)
     parser.add_argument("--held-out", type=int, default=TrainConfig.held_out)
+    parser.add_argument("--calibration", type=int, default=TrainConfig.calibration)
     parser.add_argument("--epochs", type=int, default=TrainConfig.epochs)
     parser.add_argument("--out", type=Path, default=ASSETS)
     options = vars(parser.parse_args(arguments))

@@ -79,7 +79,15 @@ def _generator(key: int) -> np.random.Generator:
 
 def held_out_scene(seed: int, index: int) -> Scene:
     """Scene ``index`` of the held-out set: classes in turn, every colour and background."""
-    key = int(hash_keys(seed, string_key("demo/held-out"), index))
+    return _labelled_scene(int(hash_keys(seed, string_key("demo/held-out"), index)), index)
+
+
+def calibration_scene(seed: int, index: int) -> Scene:
+    """Scene ``index`` of a set like the held-out one, for standardising what was trained."""
+    return _labelled_scene(int(hash_keys(seed, string_key("demo/calibration"), index)), index)
+
+
+def _labelled_scene(key: int, index: int) -> Scene:
     colour, background = _generator(key).integers((len(COLOURS), len(BACKGROUNDS)))
     shape, texture = CLASSES[index % len(CLASSES)]
     return Scene(shape, texture, int(colour), int(background), key)
