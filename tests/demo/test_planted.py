@@ -6,7 +6,14 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from psi_engine.demo.planted import KINDS, PER_KIND, Planted, planted_classes, planted_kinds
+from psi_engine.demo.planted import (
+    KINDS,
+    PER_KIND,
+    Planted,
+    log_odds,
+    planted_classes,
+    planted_kinds,
+)
 from psi_engine.demo.truth import auroc, rank_auroc
 from psi_engine.demo.world import CLASSES
 from psi_engine.errors import InputError
@@ -41,13 +48,16 @@ def test_activations_equal_a_loop(batch):
     logits, pixels = batch
     mean, std = torch.linspace(-1, 1, 32), torch.linspace(0.5, 2, 32)
     values = Planted(mean, std)(logits, pixels)
+    chances = logits.double().softmax(1)
+    odds = (chances / (1 - chances)).log()
+    torch.testing.assert_close(log_odds(logits).double(), odds, atol=1e-5, rtol=0)
     assert values.shape == (300, 5 * PER_KIND)
     assert values.dtype == torch.float32
     for unit, classes in enumerate(planted_classes()):
         for row in range(0, 300, 50):
             if classes:
-                expected = max(float((logits[row, c] - mean[c]) / std[c]) for c in classes)
-                assert values[row, unit] == pytest.approx(expected, abs=1e-6)
+                expected = max(float((odds[row, c] - mean[c]) / std[c]) for c in classes)
+                assert values[row, unit] == pytest.approx(expected, abs=1e-5)
 
 
 def test_random_units_know_nothing_of_the_logits_and_differ(batch):
