@@ -140,7 +140,8 @@ def fingerprint(*parts: Any) -> str:
 def tensor_fingerprint(tensor: Tensor) -> str:
     """Hash a tensor's dtype, shape and bytes into 16 hex digits."""
     digest = hashlib.blake2b(f"{tensor.dtype} {tuple(tensor.shape)}".encode(), digest_size=8)
-    digest.update(memoryview(tensor.detach().cpu().contiguous().view(torch.uint8).numpy()))
+    raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    digest.update(raw.numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -14,11 +14,55 @@ from psi_engine.errors import InputError
 from psi_engine.ops.exact import fold_mean, fold_sum, unit_rows
 from psi_engine.ops.random import hash_keys, permutations, string_key
 
+MEASURES = (
+    "semanticlens_polysemanticity",
+    "semanticlens_redundancy",
+    "monosemanticity",
+    "pure_intra",
+    "pure_inter",
+)
+"""What :func:`measure_all` computes; clarity is part of the scores."""
+
 _RESTARTS = 10
 _ROUNDS = 100
 _EXAMPLES = 9
 _AT_ONCE = 256
 # Channels clustered together.
+
+
+def measure_all(embeddings: Tensor, weights: Tensor, whole: Tensor) -> dict[str, Tensor]:
+    """Compute every measure that needs only the top patches, as columns of ``channels.parquet``.
+
+    Parameters
+    ----------
+    embeddings : Tensor, floating (channels, patches, dim)
+    weights : Tensor, floating (channels, patches)
+        Activations scaled to [0, 1] by the channel's range over the data, for MS.
+    whole : Tensor, bool (channels,)
+        Channels with every patch valid; the others become NaN.
+
+    Returns
+    -------
+    dict of str to Tensor
+        float64 (channels,) each.
+    """
+    x, weights = embeddings[whole], weights[whole]
+    if len(x):
+        intra, inter = pure_ratio(x)
+        found = {
+            "semanticlens_polysemanticity": semanticlens_polysemanticity(x),
+            "semanticlens_redundancy": redundancy(x),
+            "monosemanticity": monosemanticity(x, weights),
+            "pure_intra": intra,
+            "pure_inter": inter,
+        }
+    else:
+        found = dict.fromkeys(MEASURES, torch.empty(0, dtype=torch.float64))
+    columns = {}
+    for name in MEASURES:
+        columns[name] = torch.full((len(whole),), torch.nan, dtype=torch.float64)
+        columns[name][whole] = found[name]
+    return columns
 
 
 def clarity(embeddings: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from psi_engine import artifacts
+from psi_engine.baselines import measure_all
 from psi_engine.config import RunConfig
 from psi_engine.data import batches
 from psi_engine.embedding import EMBEDDINGS, POSITION, embed_boxes
@@ -257,13 +258,14 @@ def _score(
         )
         scores = _explain(scores, sites, config.mine.top_k)
         clusters = describe_clusters(z, scores, texts.embeddings, texts.concept_ids)
+        peers = measure_all(z, _unit_range(sites)[:, : z.shape[1]], mask.all(1))
         notes[layer] = list(scores.notes)
         side = inputs.model.preprocess.image_size
         boxes = {
             kind: site_boxes(getattr(sites, kind).u, getattr(sites, kind).v, fields[layer], side)
             for kind in KINDS
         }
-        tables["channels"].append(channel_table(layer, sites.channels, scores, sites.stats, {}))
+        tables["channels"].append(channel_table(layer, sites.channels, scores, sites.stats, peers))
         tables["clusters"].append(
             cluster_table(layer, sites.channels, clusters, texts.concepts, sites.top)
         )
@@ -301,6 +303,12 @@ def _site_labels(labels: Tensor | None, image_ids: Tensor) -> Tensor | None:
     if labels is None:
         return None
     return torch.where(image_ids >= 0, labels[image_ids.clamp(min=0)], -1)
+
+
+def _unit_range(sites: LayerSites) -> Tensor:
+    """Scale the top activations to [0, 1] by each channel's range over the data."""
+    low, high = sites.stats.minimum[:, None], sites.stats.maximum[:, None]
+    return ((sites.top.values - low) / (high - low)).nan_to_num(0.0)
 
 
 def _explain(scores: Scores, sites: LayerSites, top_k: int) -> Scores:

@@ -93,10 +93,11 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
     top.add_column("verdict")
     top.add_column("clusters")
     for row in summary["top"]:
-        parts = (_number(row[name]) for name in ("psi", "s_hat", "q_hat", "d_hat", "psi_p_adj"))
+        parts = (_share(row[name]) for name in ("psi", "s_hat", "q_hat", "d_hat"))
         names = " | ".join(name or "–" for name in row["concepts"])
         address = f"{row['layer']}:{row['channel']}"
-        top.add_row(address, *parts, str(row["n_clusters"]), row["verdict"], names)
+        p = _number(row["psi_p_adj"])
+        top.add_row(address, *parts, p, str(row["n_clusters"]), row["verdict"], names)
     console.print(top)
     for note in summary["notes"]:
         console.print(f"note: {note}", style="yellow", highlight=False)
@@ -156,7 +157,7 @@ def show_checks(console: Console, checks: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _table(first: str, *numbers: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     table.add_column(first, no_wrap=True)
     for name in numbers:
         table.add_column(name, justify="right")
@@ -167,6 +168,10 @@ def _site(site: Mapping[str, Any]) -> str:
     if site["key"] is None:  # embeddings that came without images
         return f"patch {site['rank']}"
     return f"{site['key']}: {_number(site['activation'])}"
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
 
 
 def _number(value: float | None) -> str:
