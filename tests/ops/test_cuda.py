@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from psi_engine.errors import DeviceError
+from psi_engine.ops import _cuda
+
+
+def test_every_kernel_compiles_for_every_architecture() -> None:
+    pytest.importorskip("cupy", reason="CuPy brings the CUDA compiler; install psi-engine[cuda13]")
+    reports = _cuda.compile_kernels()
+    names = {path.stem for path in _cuda.kernel_folder().glob("*.cu")}
+    assert {(x.name, x.arch) for x in reports} == {
+        (name, arch) for name in names for arch in _cuda.ARCHITECTURES
+    }
+    for report in reports:
+        assert report.error is None
+        assert 0 < report.registers <= 128
+        assert report.spill_bytes == 0
+
+
+def test_a_kernel_that_does_not_compile_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("cupy", reason="CuPy brings the CUDA compiler; install psi-engine[cuda13]")
+    (tmp_path / "broken.cu").write_text('extern "C" __global__ void broken() { undeclared = 1; }')
+    monkeypatch.setattr(_cuda, "kernel_folder", lambda: tmp_path)
+    (report,) = _cuda.compile_kernels(["sm_90"])
+    assert report.registers == 0
+    assert "undeclared" in (report.error or "")
+
+
+def test_a_machine_without_cupy_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    _cuda.cupy_reason.cache_clear()
+    try:
+        assert "psi-engine[cuda13]" in (_cuda.cupy_reason() or "")
+    finally:
+        _cuda.cupy_reason.cache_clear()
+    assert all("does not import" in (x.error or "") for x in _cuda.compile_kernels())
+
+
+def test_missing_sources_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_cuda, "_PACKAGE", tmp_path / "psi_engine")
+    with pytest.raises(DeviceError, match="CUDA sources are missing"):
+        _cuda.kernel_folder()
+    inside = tmp_path / "psi_engine" / "kernels"
+    inside.mkdir(parents=True)
+    (inside / "x.cu").write_text("")
+    assert _cuda.kernel_folder() == inside
+
+
+def test_every_kernel_has_a_launcher_and_a_line_in_the_table() -> None:
+    folder = _cuda.kernel_folder()
+    table = (folder / "README.md").read_text(encoding="utf-8")
+    for path in folder.glob("*.cu"):
+        assert f"`{path.name}`" in table
+        launcher = Path(_cuda.__file__).with_name(f"{path.stem}.py")
+        assert "def unsupported_reason(" in launcher.read_text(encoding="utf-8")
+        macros = set(re.findall(r"#ifndef (\w+)", _cuda.source(path.stem)))
+        assert all(f"`{macro}`" in table for macro in macros)
