@@ -117,12 +117,9 @@ class Miner:
         if self._subset is not None:
             maps = maps.index_select(1, self._subset)
         x = maps.flatten(2).to(torch.float32)
-        # Asking the host is free on the CPU and spares it four passes; on CUDA it would stall.
-        # A float64 sum of float32 values is finite exactly when all of them are.
-        clean = x.device.type == "cpu" and bool(x.sum(dtype=torch.float64).isfinite())
-        finite = None if clean else torch.isfinite(x)
+        moments, finite = batch_moments(x)
+        self._moments = add_moments(self._moments, moments)
         self._images += len(image_ids)
-        self._moments = add_moments(self._moments, batch_moments(x, finite))
         high = x if finite is None else torch.where(finite, x, -torch.inf)
         self._top = self._keep(self._top, high, image_ids)
         if self.config.bottom_k:

@@ -20,7 +20,10 @@ _PLACES = tuple(range(6, -5, -1))  # weights 2^(40·6) … 2^(40·−4): |x| fro
 LIMBS = len(_PLACES)
 """Integers that stand for one number."""
 
-_SLAB = 1 << 24  # elements squared at a time in float64: 128 MiB of temporaries
+# Elements widened to float64 at a time: what a cache holds, or 128 MiB.
+_SLAB = {"cpu": 1 << 17, "cuda": 1 << 24}
+
+Sums = tuple[Tensor, Tensor, Tensor]
 
 
 class Moments(NamedTuple):
@@ -28,7 +31,7 @@ class Moments(NamedTuple):
 
     minimum, maximum : float32 (channels,), +inf and −inf before the first finite site.
     total, squares : int64 (LIMBS, channels), exact sums of x and x² of each image.
-    zeros, count, nonfinite : int64 (channels,).
+    zeros, finite, nonfinite : int64 (channels,), sites of each kind.
     """
 
     minimum: Tensor
@@ -36,7 +39,7 @@ class Moments(NamedTuple):
     total: Tensor
     squares: Tensor
     zeros: Tensor
-    count: Tensor
+    finite: Tensor
     nonfinite: Tensor
 
 
@@ -71,37 +74,58 @@ def empty_moments(channels: int, device: torch.device | str) -> Moments:
     return Moments(-lowest, lowest, limbs, limbs.clone(), ints, ints.clone(), ints.clone())
 
 
-def batch_moments(x: Tensor, finite: Tensor | None) -> Moments:
+def batch_moments(x: Tensor) -> tuple[Moments, Tensor | None]:
     """Statistics of a batch of activations.
 
     Parameters
     ----------
     x : Tensor, float32 (batch, channels, sites)
-    finite : Tensor, bool (batch, channels, sites), or None
-        Where x is finite; None = everywhere.
+
+    Returns
+    -------
+    tuple of Moments and Tensor or None
+        The statistics of the finite sites, and where x is finite, bool like x; None where the
+        host knows that it is finite everywhere.
     """
-    batch, channels, sites = x.shape
-    count = torch.full((channels,), batch * sites, dtype=torch.int64, device=x.device)
-    nonfinite = torch.zeros_like(count)
-    low = high = y = x
-    if finite is not None:
-        nonfinite = (~finite).sum((0, 2))
-        count = count - nonfinite
-        low = torch.where(finite, x, torch.inf)
-        high = torch.where(finite, x, -torch.inf)
-        y = torch.where(finite, x, 0)
-    zeros = batch * sites - torch.count_nonzero(y, dim=(0, 2)) - nonfinite
-    rows = max(1, _SLAB // (channels * sites))
-    squares = torch.cat([part.double().square_().sum(2) for part in y.split(rows)])
+    zero = torch.zeros(x.shape[1], dtype=torch.int64, device=x.device)
+    # Asking the host is free on the CPU and spares it the masks; on CUDA it would stall. A
+    # float64 sum of float32 values is finite exactly when all of them are.
+    if x.device.type == "cpu":
+        sums = _sums(x)
+        if bool(sums[0].isfinite().all()):
+            return _moments(x, x, sums, zero), None
+    finite = torch.isfinite(x)
+    nonfinite = (~finite).sum((0, 2))
+    low = torch.where(finite, x, torch.inf)
+    high = torch.where(finite, x, -torch.inf)
+    return _moments(low, high, _sums(torch.where(finite, x, 0)), nonfinite), finite
+
+
+def _moments(low: Tensor, high: Tensor, sums: Sums, nonfinite: Tensor) -> Moments:
+    total, squares, nonzero = sums
+    finite = low.shape[0] * low.shape[2] - nonfinite
     return Moments(
         low.amin((0, 2)) + 0.0,
         high.amax((0, 2)) + 0.0,
-        to_limbs(y.sum(2, dtype=torch.float64)).sum(1),
+        to_limbs(total).sum(1),
         to_limbs(squares).sum(1),
-        zeros,
-        count,
+        finite - nonzero,
+        finite,
         nonfinite,
     )
+
+
+def _sums(x: Tensor) -> Sums:
+    """Sums of x and x², float64 (batch, channels), and how many are not 0, int64 (channels,)."""
+    _, channels, sites = x.shape
+    totals, squares = [], []
+    nonzero = torch.zeros(channels, dtype=torch.int64, device=x.device)
+    for part in x.split(max(1, _SLAB[x.device.type] // (channels * sites))):
+        wide = part.to(torch.float64)
+        totals.append(wide.sum(2))
+        squares.append(wide.square_().sum(2))
+        nonzero += part.ne(0).sum((0, 2), dtype=torch.int32)
+    return torch.cat(totals), torch.cat(squares), nonzero
 
 
 def add_moments(a: Moments, b: Moments) -> Moments:
@@ -115,9 +139,9 @@ def add_moments(a: Moments, b: Moments) -> Moments:
 
 def summarise(moments: Moments) -> ActivationStats:
     """Mean, population variance and the rest on the CPU; NaN for a channel with no finite site."""
-    minimum, maximum, total, squares, zeros, count, nonfinite = (x.cpu() for x in moments)
-    seen = count > 0
-    n = torch.where(seen, count, 1).to(torch.float64)
+    minimum, maximum, total, squares, zeros, finite, nonfinite = (x.cpu() for x in moments)
+    seen = finite > 0
+    n = torch.where(seen, finite, 1).to(torch.float64)
     mean = from_limbs(total) / n
     variance = (from_limbs(squares) / n - mean.square()).clamp_min(0)
     return ActivationStats(
@@ -127,7 +151,7 @@ def summarise(moments: Moments) -> ActivationStats:
         variance=torch.where(seen, variance, torch.nan),
         sparsity=torch.where(seen, zeros / n, torch.nan),
         nonfinite=nonfinite,
-        count=count,
+        count=finite,
     )
 
 
