@@ -162,8 +162,8 @@ def compile_kernels(architectures: Sequence[str] = ARCHITECTURES) -> list[Kernel
     names = sorted(path.stem for path in kernel_folder().glob("*.cu"))
     try:
         compile_one = _compiler()
-    except ImportError as error:
-        reason = f"the CUDA compiler library does not import ({error})"
+    except (ImportError, RuntimeError) as error:  # CuPy is absent, or finds no NVRTC
+        reason = f"the CUDA compiler library does not load ({error})"
         return [KernelReport(x, arch, 0, 0, 0, reason) for x in names for arch in architectures]
     return [compile_one(name, arch) for name in names for arch in architectures]
 
