@@ -84,15 +84,29 @@ def _compare(
         step = call.chunk(each * len(part))
         for start in range(0, channels, step):
             rows = slice(start, start + step)
-            rotated = _round(bank @ shuffled[rows, None], _GRAM_GRID) @ bank.mT
-            grams = restore(rotated * scale[rows, None])
-            length = grams.diagonal(dim1=-2, dim2=-1).clamp(min=_TINY).sqrt()
-            grams = quantise(grams / (length[..., :, None] * length[..., None, :]))
-            grams.diagonal(dim1=-2, dim2=-1).fill_(1.0)
             keys = call.keys("null.s.solve", batch.ids[rows, None], part)
+            grams = torch.empty(*keys.shape, n, n, dtype=torch.float32, device=call.device)
+            for i, (one, size) in enumerate(zip(shuffled[rows], scale[rows], strict=True)):
+                for some in torch.arange(len(part), device=call.device).split(
+                    call.near_chunk(each)
+                ):
+                    grams[i, some] = _rotate(bank[some], one, size, restore)
             found = call.separability(grams.flatten(0, 1), keys.flatten())
             draws[rows, part[0] : part[-1] + 1] = found.score.unflatten(0, keys.shape)
     return summarise(batch.s, draws)
+
+
+def _rotate(
+    bank: Tensor, products: Tensor, scale: Tensor, restore: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Gram matrices of one channel under many rotations: float32 (m, n, n)."""
+    n = len(products)
+    left = _round((bank.reshape(-1, n) @ products).reshape(bank.shape), _GRAM_GRID)
+    grams = restore((left @ bank.mT).mul_(scale))
+    length = grams.diagonal(dim1=-2, dim2=-1).clamp(min=_TINY).sqrt()
+    grams = quantise(grams / (length[..., :, None] * length[..., None, :]))
+    grams.diagonal(dim1=-2, dim2=-1).fill_(1.0)
+    return grams
 
 
 def _permute(products: Tensor, order: Tensor) -> Tensor:
@@ -102,4 +116,4 @@ def _permute(products: Tensor, order: Tensor) -> Tensor:
 
 
 def _round(x: Tensor, grid: float) -> Tensor:
-    return (x / grid).round_() * grid
+    return (x / grid).round_().mul_(grid)

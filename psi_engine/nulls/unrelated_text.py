@@ -38,7 +38,9 @@ def unrelated_text(batch: Batch, call: Call) -> NullSummary:
     bank = call.unrelated.rows
     draws = []
     each = k * (len(bank) * 40 + call.config.replicates * (64 + 32 * k))
-    for part in torch.arange(len(rows), device=call.device).split(call.chunk(each)):
+    for part in torch.arange(len(rows), device=call.device).split(
+        min(call.chunk(each), 8 * call.near_chunk(each))
+    ):
         found = cosines(rows[part], bank)
         draws.append(restricted_measure(found, present[part], chosen, call.config.d_measure, call))
     return summarise(batch.d, torch.cat(draws))
@@ -103,7 +105,7 @@ def _best_two(rows: Tensor, chosen: Tensor, call: Call) -> tuple[Tensor, Tensor]
     order = (rows.to(torch.float64) * 2.0**48 - position).topk(look, dim=1).indices
     result = torch.empty(2, count, replicates, dtype=torch.int64, device=rows.device)
     place = torch.arange(look, dtype=torch.int16, device=rows.device)
-    step = call.chunk(count * look * 8)
+    step = call.near_chunk(count * look * 8)
     for start in range(0, replicates, step):
         part = slice(start, start + step)
         drawn = chosen[part][:, order].movedim(0, 1)  # (rows, replicates, look)
