@@ -11,7 +11,7 @@ from torch import Tensor
 
 from psi_engine.config import MineConfig
 from psi_engine.errors import InputError
-from psi_engine.miner import Miner
+from psi_engine.mining.miner import Miner
 from psi_engine.ops.moments import dead_channels
 from psi_engine.types import ActivationShape, LayerSites, SiteSet
 from tests.reference import mining as reference

@@ -90,7 +90,7 @@ def test_preprocess_equals_torchvisions() -> None:
 
 def load_model_preprocess(name: str) -> Preprocess:
     """The preprocess alone: on the meta device a large net is built in no time."""
-    from psi_engine.zoo import build_torchvision
+    from psi_engine.models.zoo import build_torchvision
 
     with torch.device("meta"):
         return build_torchvision(name, pretrained=False).preprocess
@@ -269,7 +269,9 @@ def test_a_broken_safetensors_file(tmp_path: Path) -> None:
 def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No network and an empty cache; returns torchvision's folder of checkpoints."""
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
-    monkeypatch.setattr("psi_engine.zoo.unreachable_reason", lambda url: "host:443: no route")
+    monkeypatch.setattr(
+        "psi_engine.models.zoo.unreachable_reason", lambda url: "host:443: no route"
+    )
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: None)
     (tmp_path / "checkpoints").mkdir()
     return tmp_path / "checkpoints"
@@ -343,7 +345,7 @@ def test_preprocess_equals_timms(name: str) -> None:
 def test_squashed_preprocess_equals_timms() -> None:
     from timm.data import create_transform
 
-    from psi_engine.zoo import _timm_preprocess
+    from psi_engine.models.zoo import _timm_preprocess
 
     config: dict[str, Any] = {
         "input_size": (3, 32, 32), "interpolation": "bicubic", "crop_pct": 0.9,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from psi_engine.errors import InputError
 from psi_engine.models import activation_shapes
-from psi_engine.receptive_field import receptive_field
+from psi_engine.patches.field import receptive_field
 from psi_engine.types import ReceptiveField
 from tests.reference import receptive_field as reference
 

@@ -14,7 +14,7 @@ from psi_engine.encoders.clip_weights import is_torchscript, locate, obtain, rea
 from psi_engine.encoders.forward import ModuleEncoder
 from psi_engine.encoders.protocol import Interpolation, Text
 from psi_engine.errors import EncoderError
-from psi_engine.weights import state_fingerprint
+from psi_engine.models.weights import state_fingerprint
 
 _PREPROCESS = ("mean", "std", "interpolation", "resize_mode")
 

@@ -31,9 +31,9 @@ import torch
 from torch import Tensor
 
 from psi_engine.errors import EncoderError
+from psi_engine.models.weights import read_state_dict
+from psi_engine.models.zoo import close_names
 from psi_engine.network import unreachable_reason
-from psi_engine.weights import read_state_dict
-from psi_engine.zoo import close_names
 
 DEFAULT = ("ViT-B-32", "openai")
 """The architecture and tag of the default encoder."""

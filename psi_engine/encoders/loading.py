@@ -16,7 +16,7 @@ from psi_engine.encoders.clip_weights import locate
 from psi_engine.encoders.protocol import Encoder, check_protocol
 from psi_engine.errors import EncoderError, ModelError
 from psi_engine.models import import_factory
-from psi_engine.zoo import require_weights
+from psi_engine.models.zoo import require_weights
 
 FAMILIES = ("open_clip", "timm", "classifier")
 

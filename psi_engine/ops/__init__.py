@@ -1,1 +1,1 @@
-"""Array operations: one file per op, each with its torch path and, where there is one, its kernel."""
+"""Array operations: one file per op, with its torch path and, where there is one, its kernel."""

@@ -34,7 +34,7 @@ def test_no_network_is_said_at_once_with_the_offline_way(
 )
 @pytest.mark.parametrize("work", [check_encoder, load_encoder])
 def test_no_network_for_a_classifier(monkeypatch: pytest.MonkeyPatch, spec: str, work: Any) -> None:
-    monkeypatch.setattr("psi_engine.zoo.unreachable_reason", lambda url: f"{url}: down")
+    monkeypatch.setattr("psi_engine.models.zoo.unreachable_reason", lambda url: f"{url}: down")
     with pytest.raises(
         EncoderError, match=r"cannot be downloaded; got .*: down.*--encoder-weights F"
     ):

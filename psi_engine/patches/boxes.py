@@ -10,11 +10,7 @@ import torch
 from torch import Tensor
 
 from psi_engine.errors import InputError
-from psi_engine.ops.crops import crop_and_resize
-from psi_engine.receptive_field import receptive_field
 from psi_engine.types import Boxes, LayerSites, PatchSet, ReceptiveField
-
-__all__ = ["collect_patches", "crop_and_resize", "receptive_field", "site_boxes"]
 
 Kind = Literal["top", "bottom", "random", "pool"]
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from psi_engine.errors import InputError
-from psi_engine.field_graph import executed_trace
-from psi_engine.field_rules import COLUMNS, ROWS, Span, Trace
 from psi_engine.hooks import as_maps, capture
 from psi_engine.ops.random import hash_keys, string_key, uniform
+from psi_engine.patches.graph import executed_trace
+from psi_engine.patches.rules import COLUMNS, ROWS, Span, Trace
 from psi_engine.types import ActivationShape, ReceptiveField
 
 _SUPPORT_PROBES = 4  # inputs whose gradient supports are united: a max pool passes one pixel each

@@ -22,13 +22,10 @@ from psi_engine.config import MineConfig
 from psi_engine.data import CorruptImage, ImageSource, Preprocess, batches, open_source
 from psi_engine.errors import DataError, InputError
 from psi_engine.hooks import as_maps, capture
-from psi_engine.miner import Miner
+from psi_engine.mining.miner import Miner
 from psi_engine.models import LoadedModel, activation_shapes, resolve_layers
 from psi_engine.ops.backend import resolve_device
-from psi_engine.ops.moments import dead_channels
 from psi_engine.types import Mined, Progress
-
-__all__ = ["MICRO_BATCH", "Miner", "dead_channels", "mine"]
 
 MICRO_BATCH = {"cpu": 16, "cuda": 128}
 """Images in every forward pass, by device type. Part of what the activations' bits depend on."""

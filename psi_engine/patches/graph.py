@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from psi_engine.field_rules import (
+from psi_engine.hooks import capture
+from psi_engine.patches.rules import (
     COLUMNS,
     ROWS,
     Factor,
@@ -27,7 +28,6 @@ from psi_engine.field_rules import (
     rule_of,
     tensors_in,
 )
-from psi_engine.hooks import capture
 
 
 def executed_trace(module: nn.Module, layer: str, image: Tensor) -> tuple[Trace | None, Tensor]:

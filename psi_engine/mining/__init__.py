@@ -1,0 +1,7 @@
+"""Mining: the sites that excite each channel most, found in one pass over the images."""
+
+from psi_engine.mining.miner import Miner
+from psi_engine.mining.stream import MICRO_BATCH, mine
+from psi_engine.ops.moments import dead_channels
+
+__all__ = ["MICRO_BATCH", "Miner", "dead_channels", "mine"]
