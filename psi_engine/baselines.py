@@ -280,15 +280,26 @@ def _two_means(x: Tensor, seed: int) -> Tensor:
         second = torch.searchsorted(up_to, up_to[:, -1:] * share, right=True).clamp(max=n - 1)
         labels = (from_first > distance[rows, second[:, 0]]).to(torch.int64)
         for _ in range(_ROUNDS):
-            _, centres = _centres(x, labels)
-            nearer = [((x - centre[:, None]) ** 2).sum(-1) for centre in centres.unbind(1)]
-            moved = (nearer[1] < nearer[0]).to(torch.int64)
+            to_centre, _ = _to_centres(distance, labels)
+            moved = (to_centre[:, 1] < to_centre[:, 0]).to(torch.int64)
             if torch.equal(moved, labels):
                 break
             labels = moved
-        _, centres = _centres(x, labels)
-        cost = ((x - centres.gather(1, labels[..., None].expand_as(x))) ** 2).sum((-1, -2))
+        _, cost = _to_centres(distance, labels)
         better = cost < best
         best = torch.where(better, cost, best)
         result = torch.where(better[:, None], labels, result)
     return result
+
+
+def _to_centres(distance: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared distances to two clusters' means (channels, 2, patches), and their sum within.
+
+    From squared distances between patches alone: ‖x_i − m_j‖² is the mean distance of i to the
+    members of j less half the mean distance among them.
+    """
+    members = torch.stack([labels == 0, labels == 1], 1).to(distance.dtype)
+    size = members.sum(-1).clamp(min=1)
+    sums = members @ distance
+    within = (sums * members).sum(-1) / 2
+    return sums / size[..., None] - (within / size**2)[..., None], (within / size).sum(-1)

@@ -46,7 +46,8 @@ def triage(unit: UnitRows, keys: Tensor, valid: Tensor, config: ScoreConfig) -> 
     scorable = usual.clone()
     remarks = []
     for row in torch.nonzero(~usual)[:, 0].tolist():
-        status, reason = _remark(*table[row].tolist(), patches, config)
+        have, bad, zero, unlike = table[row].tolist()
+        status, reason = _remark(have, bad, zero, unlike, patches, config)
         scorable[row] = status == "short"
         remarks.append((row, status, reason))
     return Verdict(scorable, remarks)
