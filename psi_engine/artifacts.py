@@ -40,6 +40,9 @@ from psi_engine.types import (
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+STAGES = ("mine", "patches", "embed", "score")
+"""In the order they run; each needs the ones before it."""
+
 _MINED_PARTS: dict[str, Any] = {
     "top": SiteSet,
     "bottom": SiteSet,
@@ -176,10 +179,16 @@ class RunFolder:
 
     def __init__(self, path: Path, identity: Mapping[str, str]) -> None:
         self.path = path
+        refuse_other_run(path, identity)
         old = _existing_manifest(path)
-        if old is not None:
-            _refuse_other(path, old, identity)
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunFolderError(
+                "the run folder cannot be made", got=str(error), fix="give another --out"
+            ) from error
+        for leftover in path.rglob(".*.tmp"):  # of a killed process
+            leftover.unlink(missing_ok=True)
         self.manifest: dict[str, Any] = old or {
             "schema_version": SCHEMA_VERSION,
             "created": _now(),
@@ -207,7 +216,12 @@ class RunFolder:
         )
 
     def begin(self, stage: str, key: str) -> None:
-        """Record that the stage is being worked on under this key."""
+        """Record that the stage is being worked on under this key.
+
+        What later stages made belongs to the stage's old result: their entries go.
+        """
+        for later in STAGES[STAGES.index(stage) :]:
+            self.manifest["stages"].pop(later, None)
         self.manifest["stages"][stage] = {"key": key, "status": "running", "started": _now()}
         self.save()
 
@@ -265,15 +279,12 @@ class Run:
 
     def _table(self, name: str) -> pa.Table:
         path = self.path / f"{name}.parquet"
-        if not path.exists():
-            unfinished = [
-                stage
-                for stage, entry in self.manifest["stages"].items()
-                if entry["status"] != "done"
-            ]
+        stages = self.manifest["stages"]
+        if stages.get("score", {}).get("status") != "done" or not path.exists():
+            running = [stage for stage, entry in stages.items() if entry["status"] != "done"]
             raise RunFolderError(
                 f"{path.name} is not there yet",
-                got="unfinished: " + (", ".join(unfinished) or "score"),
+                got="unfinished: " + (", ".join(running) or "score"),
                 fix="run the same psi-engine run command again; it continues where it stopped",
             )
         return pq.read_table(path)
@@ -311,11 +322,21 @@ def _existing_manifest(path: Path) -> dict[str, Any] | None:
     return None
 
 
-def _refuse_other(path: Path, manifest: Mapping[str, Any], identity: Mapping[str, str]) -> None:
+def refuse_other_run(path: Path, identity: Mapping[str, str]) -> None:
+    """Raise when a folder holds something else than a run of this identity, or part of it.
+
+    Raises
+    ------
+    RunFolderError
+        For foreign files, another schema version, or entries of ``identity`` that differ.
+    """
+    manifest = _existing_manifest(path)
+    if manifest is None:
+        return
     if manifest.get("schema_version") != SCHEMA_VERSION:
         raise _wrong_schema(path, manifest)
     held = manifest.get("identity", {})
-    differing = sorted(k for k in {*held, *identity} if held.get(k) != identity.get(k))
+    differing = sorted(k for k in identity if held.get(k) != identity[k])
     if differing:
         raise RunFolderError(
             f"{path} holds another run",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -36,6 +37,9 @@ _Preset = Annotated[str | None, typer.Option(help="calibrated (default) or paper
 
 def main() -> None:
     """Run the command line; ``python -m psi_engine`` and ``psi-engine`` both end up here."""
+    # Threads that wait for each other by spinning take three times as long on a machine that
+    # does something else too. It must be said before torch loads OpenMP.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     app()
 
 
@@ -91,15 +95,13 @@ def run(
     device: _Device = None,
     seed: _Seed = None,
     out: _Out = None,
-    config: Annotated[
-        Path | None, typer.Option(help="TOML file with the same keys; options win.")
-    ] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file of settings; options win.")] = None,
     as_json: _Json = False,
     quiet: _Quiet = False,
     debug: _Debug = False,
 ) -> None:
     """Mine, embed, score and test every channel of the named layers of a model."""
-    with _reported(debug):
+    with _reported(debug, resumable=True):
         options = _options(config, {**locals(), "config": None})
         _run(options, as_json, quiet)
 
@@ -113,7 +115,7 @@ def demo(
     debug: _Debug = False,
 ) -> None:
     """Run on the bundled miniature world: no network, no GPU; its truth is known."""
-    with _reported(debug):
+    with _reported(debug, resumable=True):
         from psi_engine import demo as world
 
         options = dict(world.RUN_OPTIONS) | {"out": out, "seed": seed}
@@ -178,7 +180,7 @@ def show(
         else:
             found = tables.channel_details(opened, channel)
         if as_json:
-            typer.echo(json.dumps(found, indent=2))
+            typer.echo(json.dumps(found, indent=2, allow_nan=False))
         elif channel is None:
             terminal.show_summary(Console(), found)
         else:
@@ -218,7 +220,7 @@ def _finish(console: Console, summary: dict[str, Any], as_json: bool, quiet: boo
     from psi_engine.report.terminal import show_summary, show_truth
 
     if as_json:
-        typer.echo(json.dumps(summary, indent=2))
+        typer.echo(json.dumps(summary, indent=2, allow_nan=False))
         return
     if not quiet:
         show_summary(console, summary)
@@ -275,7 +277,7 @@ def _screen(console: Console, quiet: bool) -> Any:
 
 
 @contextlib.contextmanager
-def _reported(debug: bool) -> Iterator[None]:
+def _reported(debug: bool, *, resumable: bool = False) -> Iterator[None]:
     """Turn errors into one message and an exit code: 1 failed, 2 bad input, 130 interrupted."""
     try:
         yield
@@ -285,7 +287,8 @@ def _reported(debug: bool) -> Iterator[None]:
         sys.stderr.write(f"error: {error}\n")
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same command continues where it stopped\n")
+        hint = "; the same command continues where it stopped" if resumable else ""
+        sys.stderr.write(f"interrupted{hint}\n")
         raise typer.Exit(130) from None
     except (typer.Exit, typer.Abort):
         raise

@@ -34,6 +34,8 @@ def _choose(name: str, value: object, choices: tuple[Any, ...]) -> None:
 
 
 def _at_least(name: str, value: float, least: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"{name} is not a number", got=repr(value), expected="a number")
     if value < least:
         raise InputError(f"{name} is too small", got=value, expected=f"at least {least}")
 
@@ -59,6 +61,8 @@ class MineConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _at_least("top_k", self.top_k, 0)
+        _at_least("seed", self.seed, 0)
         if self.top_k < 4:
             raise InputError(
                 "top_k is too small",
@@ -84,7 +88,7 @@ class PatchConfig:
     """Images over which the effective receptive field is averaged."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.patch, int):
+        if not isinstance(self.patch, str):
             _at_least("patch", self.patch, 1)
         else:
             _choose("patch", self.patch, ("effective", "theoretical", "a side in pixels"))
@@ -129,6 +133,8 @@ class ScoreConfig:
 
     def __post_init__(self) -> None:
         _at_least("k_min", self.k_min, 2)
+        _at_least("k_max", self.k_max, 2)
+        _at_least("seed", self.seed, 0)
         if self.k_max < self.k_min:
             raise InputError(
                 "k_max is below k_min", got=f"{self.k_max} < {self.k_min}", expected="k_max ≥ k_min"
@@ -222,6 +228,12 @@ class RunConfig:
         if self.image_size is not None:
             _at_least("image_size", self.image_size, 8)
         _at_least("workers", self.workers, 0)
+        if self.mine.pool < self.mine.top_k:
+            raise InputError(
+                "the pool is smaller than a channel's patches",
+                got=f"pool {self.mine.pool}, top_k {self.mine.top_k}",
+                expected=f"a pool of at least top_k, better {10 * self.mine.top_k}",
+            )
 
     @classmethod
     def from_options(cls, preset: str = "calibrated", **options: Any) -> RunConfig:

@@ -68,6 +68,8 @@ def embed_boxes(
     shape = (len(boxes.image_ids), encoder.dim)
     done = _rows_done(path, position, key, shape)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if not done:  # first: a position of other work must not outlive the rows it counts
+        position.unlink(missing_ok=True)
     mode = "r+" if done else "w+"
     array = np.lib.format.open_memmap(path, mode, dtype=np.float32, shape=shape)
     for crops in _blocks(source, preprocess, boxes, encoder, done, device, batch_size, workers):
@@ -78,6 +80,8 @@ def embed_boxes(
         write_json(position, {"key": key, "rows": done})
         if progress is not None:
             progress("embedding", done, shape[0])
+    if done < shape[0]:
+        raise CorruptDataError("rows are missing", got=done, expected=shape[0])
     return path
 
 
@@ -113,13 +117,7 @@ def _blocks(
         indices=indices,
         skipped=skipped,
     ):
-        if skipped:
-            image, reason = next(iter(skipped.items()))
-            raise CorruptDataError(
-                "an image that was readable while mining no longer is",
-                got=f"{source.keys[image]}: {reason}",
-                fix="restore the data set, then run the same command again",
-            )
+        _refuse_unreadable(source, skipped)
         end = cursor + int(torch.searchsorted(image_ids[cursor:], batch.image_ids[-1], right=True))
         which = torch.searchsorted(batch.image_ids, image_ids[cursor:end])
         pending.append(
@@ -137,5 +135,15 @@ def _blocks(
             whole = held - held % BLOCK
             yield from crops[:whole].split(BLOCK)
             pending, held = [crops[whole:]], held - whole
+    _refuse_unreadable(source, skipped)
     if held:
         yield torch.cat(pending)
+
+
+def _refuse_unreadable(source: ImageSource, skipped: dict[int, str]) -> None:
+    for image, reason in skipped.items():
+        raise CorruptDataError(
+            "an image that was readable while mining no longer is",
+            got=f"{source.keys[image]}: {reason}",
+            fix="restore the data set, then run the same command again",
+        )

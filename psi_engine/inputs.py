@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from psi_engine.artifacts import refuse_other_run
 from psi_engine.config import RunConfig
-from psi_engine.data import ImageSource, needs_download, open_source
+from psi_engine.data import ImageSource, needs_download, open_source, require_network
 from psi_engine.encoders import Encoder, check_encoder, load_encoder
-from psi_engine.errors import DataError
+from psi_engine.errors import DataError, EncoderError, InputError
 from psi_engine.models import (
     LoadedModel,
     activation_shapes,
@@ -24,7 +26,7 @@ from psi_engine.models import (
     resolve_layers,
 )
 from psi_engine.ops.backend import resolve_backend, resolve_device
-from psi_engine.types import ActivationShape, Prompts
+from psi_engine.types import ActivationShape, Progress, Prompts
 from psi_engine.vocabulary import build_vocabulary, unrelated_bank
 
 
@@ -42,31 +44,48 @@ class Inputs:
     encoder: Encoder
     prompts: Prompts | None
     """What an encoder of free texts names clusters with; None for the other encoders."""
+    bank: Prompts | None
+    """Prompts of unrelated domains, where the null of D asks for them."""
 
     @property
     def identity(self) -> dict[str, str]:
         """What makes two runs the same run."""
         return {
             "model": self.model.name,
-            "weights": self.model.fingerprint,
-            "data": self.source.fingerprint,
+            "weights": self.model.fingerprint[:16],
+            "data": f"{len(self.source)} images {self.source.fingerprint[:16]}",
         }
+
+    @property
+    def concepts(self) -> tuple[str, ...] | None:
+        """Names of the concepts clusters can have; None without text."""
+        return self.encoder.concepts if self.prompts is None else self.prompts.concepts
+
+    @property
+    def vocabulary(self) -> str:
+        """Where the concepts come from, for the manifest."""
+        if self.prompts is not None:
+            return self.prompts.source
+        if self.encoder.text == "fixed":
+            return f"fixed: {self.encoder.name}"
+        return "none: the encoder has no text side"
 
 
 @dataclass(frozen=True)
 class Texts:
-    """The concepts the clusters are named with, embedded; all None without text."""
+    """The prompts clusters are named with, embedded; None where there is no text."""
 
     embeddings: Tensor | None  # float32 (prompts, dim)
-    concept_ids: Tensor | None  # int64 (prompts,)
-    concepts: tuple[str, ...] | None
-    unrelated: Tensor | None
+    concept_ids: Tensor | None  # int64 (prompts,); None = each prompt is a concept
+    unrelated: Tensor | None  # float32 (bank prompts, dim)
     unrelated_ids: Tensor | None
-    source: str
 
 
-def check(config: RunConfig) -> Inputs:
+def check(config: RunConfig, progress: Progress | None = None) -> Inputs:
     """Find and check everything a run needs; local checks first, downloads last."""
+    refuse_other_run(run_folder(config), {"model": config.model})
+    if config.concepts is not None and not Path(config.concepts).is_file():
+        raise InputError("no concepts file", got=config.concepts, expected="one concept a line")
     device = resolve_device(config.device)
     backend = resolve_backend(config.backend, device)
     downloads_weights = config.weights == "default"
@@ -77,20 +96,53 @@ def check(config: RunConfig) -> Inputs:
     side = model.preprocess.image_size
     shapes = activation_shapes(model.module, layers, torch.zeros(1, 3, side, side))
     channels = parse_channels(config.channels, shapes)
-    source = None if needs_download(config.data) else _open_data(config)
+    source = None
+    if needs_download(config.data):
+        require_network()
+    else:
+        source = _open_data(config, progress)
     check_encoder(config.encoder, config.encoder_weights)
     if downloads_weights:
         model = load_model(config.model, "default", config.image_size)
-    source = source or _open_data(config)
+    source = source or _open_data(config, progress)
     encoder = load_encoder(config.encoder, config.encoder_weights, device, config.concepts)
-    prompts = None
-    if encoder.text == "encoder":
-        prompts = build_vocabulary(source.class_names, config.concepts)
-    return Inputs(device, backend, model, layers, shapes, channels, source, encoder, prompts)
+    prompts, bank = _vocabulary(config, encoder, source)
+    return Inputs(
+        device, backend, model, layers, shapes, channels, source, encoder, prompts, bank
+    )  # fmt: skip
 
 
-def _open_data(config: RunConfig) -> ImageSource:
-    source = open_source(config.data, config.max_images)
+def run_folder(config: RunConfig) -> Path:
+    """Return the folder of a run: ``out``, or ``runs/MODEL``."""
+    return Path(config.out or Path("runs") / config.model.replace(":", "-").replace("/", "-"))
+
+
+def _vocabulary(
+    config: RunConfig, encoder: Encoder, source: ImageSource
+) -> tuple[Prompts | None, Prompts | None]:
+    if encoder.text != "encoder":
+        if config.concepts is not None and not config.encoder.startswith("classifier:"):
+            raise EncoderError(
+                f"{encoder.name} cannot embed concepts",
+                got=f"--concepts {config.concepts}",
+                fix="leave --concepts out, or take an encoder with a text side",
+            )
+        return None, None
+    prompts = build_vocabulary(source.class_names, config.concepts)
+    if config.score.d_null != "unrelated-text":
+        return prompts, None
+    bank = unrelated_bank(exclude=prompts.concepts)
+    if len(bank.concepts) < len(prompts.concepts):
+        raise InputError(
+            "the bank of unrelated concepts is smaller than the vocabulary",
+            got=f"{len(bank.concepts)} for {len(prompts.concepts)} concepts",
+            fix="give fewer --concepts, or d_null = 'text-shuffle' in --config",
+        )
+    return prompts, bank
+
+
+def _open_data(config: RunConfig, progress: Progress | None) -> ImageSource:
+    source = open_source(config.data, config.max_images, progress)
     if len(source) < 4:
         raise DataError(
             "too few images",
@@ -101,25 +153,14 @@ def _open_data(config: RunConfig) -> ImageSource:
     return source
 
 
-def embed_texts(config: RunConfig, inputs: Inputs) -> Texts:
+def embed_texts(inputs: Inputs) -> Texts:
     """Embed the vocabulary, or take the encoder's own concepts, or none."""
-    encoder = inputs.encoder
-    prompts = inputs.prompts
-    if encoder.text == "fixed":
-        return Texts(
-            encoder.concept_embeddings, None, encoder.concepts, None, None, f"fixed: {encoder.name}"
-        )
+    encoder, prompts, bank = inputs.encoder, inputs.prompts, inputs.bank
     if prompts is None:
-        return Texts(None, None, None, None, None, "none: the encoder has no text side")
-    unrelated = unrelated_ids = None
-    if config.score.d_null == "unrelated-text":
-        bank = unrelated_bank(exclude=prompts.concepts)
-        unrelated, unrelated_ids = encoder.encode_texts(list(bank.texts)), bank.concept_ids
+        return Texts(encoder.concept_embeddings, None, None, None)
     return Texts(
         encoder.encode_texts(list(prompts.texts)),
         prompts.concept_ids,
-        prompts.concepts,
-        unrelated,
-        unrelated_ids,
-        prompts.source,
+        None if bank is None else encoder.encode_texts(list(bank.texts)),
+        None if bank is None else bank.concept_ids,
     )

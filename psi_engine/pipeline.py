@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -19,10 +18,10 @@ from torch import Tensor
 
 from psi_engine import artifacts
 from psi_engine.baselines import measure_all
-from psi_engine.config import RunConfig
+from psi_engine.config import MineConfig, RunConfig
 from psi_engine.data import batches
 from psi_engine.embedding import EMBEDDINGS, POSITION, embed_boxes
-from psi_engine.inputs import Inputs, check, embed_texts
+from psi_engine.inputs import Inputs, check, embed_texts, run_folder
 from psi_engine.mining import dead_channels, mine
 from psi_engine.ops.random import hash_keys, string_key
 from psi_engine.patches import collect_patches, receptive_field, site_boxes
@@ -59,8 +58,8 @@ def run(config: RunConfig, *, progress: Progress | None = None) -> artifacts.Run
         channels, the data or the encoder, before any work.
     """
     started = time.perf_counter()
-    inputs = check(config)
-    out = Path(config.out or Path("runs") / config.model.replace(":", "-").replace("/", "-"))
+    inputs = check(config, progress)
+    out = run_folder(config)
     folder = artifacts.RunFolder(out, inputs.identity)
     folder.describe(
         config=asdict(config),
@@ -121,7 +120,6 @@ def _mine(
         skipped=skipped,
     )
     artifacts.write_mined(path, mined)
-    folder.discard(MINING_STATE)
     folder.finish(
         "mine",
         [MINED],
@@ -132,6 +130,7 @@ def _mine(
             for i, reason in sorted(skipped.items())
         ],
     )
+    folder.discard(MINING_STATE)
     return mined, key
 
 
@@ -203,7 +202,6 @@ def _embed(
     }
     index = pa.table({"image_id": patches.boxes.image_ids.numpy(), **corners})
     artifacts.write_table(folder.path / BOXES, index)
-    folder.discard(POSITION)
     folder.finish(
         "embed",
         [EMBEDDINGS, BOXES],
@@ -211,6 +209,7 @@ def _embed(
         crops=len(patches.boxes.image_ids),
         dim=inputs.encoder.dim,
     )
+    folder.discard(POSITION)
     return key
 
 
@@ -224,8 +223,10 @@ def _score(
     embedding_key: str,
     progress: Progress | None,
 ) -> None:
-    texts = embed_texts(config, inputs)
-    vocabulary = artifacts.fingerprint(texts.source, texts.concepts, texts.concept_ids)
+    prompts = inputs.prompts
+    vocabulary = artifacts.fingerprint(
+        inputs.vocabulary, inputs.concepts, None if prompts is None else prompts.texts
+    )
     key = artifacts.fingerprint(
         "score", embedding_key, replace(config.score, memory=None), vocabulary, inputs.backend
     )
@@ -235,12 +236,14 @@ def _score(
         return
     started = time.perf_counter()
     folder.begin("score", key)
+    texts = embed_texts(inputs)
     embeddings = torch.from_numpy(np.load(folder.path / EMBEDDINGS, mmap_mode="c"))
     tables: dict[str, list[pa.Table]] = {"channels": [], "clusters": [], "sites": []}
     notes: dict[str, list[str]] = {}
     for number, (layer, sites) in enumerate(mined.items()):
         told = _for_layer(progress, layer, number, len(mined))
         z, mask = _layer_embeddings(embeddings, patches.rows[layer, "top"])
+        mask &= ~dead_channels(sites.stats)[:, None]
         scores = score(
             z,
             labels=_site_labels(inputs.source.labels, sites.image_ids[:, : z.shape[1]]),
@@ -250,13 +253,13 @@ def _score(
             unrelated_text_embeddings=texts.unrelated,
             unrelated_concept_ids=texts.unrelated_ids,
             channel_ids=hash_keys(string_key(layer), sites.channels),
-            mask=mask & ~dead_channels(sites.stats)[:, None],
+            mask=mask,
             config=config.score,
             device=inputs.device,
             backend=config.backend,
             progress=told,
         )
-        scores = _explain(scores, sites, config.mine.top_k)
+        scores = _explain(scores, sites, config.mine)
         clusters = describe_clusters(z, scores, texts.embeddings, texts.concept_ids)
         peers = measure_all(z, _unit_range(sites)[:, : z.shape[1]], mask.all(1))
         notes[layer] = list(scores.notes)
@@ -267,7 +270,7 @@ def _score(
         }
         tables["channels"].append(channel_table(layer, sites.channels, scores, sites.stats, peers))
         tables["clusters"].append(
-            cluster_table(layer, sites.channels, clusters, texts.concepts, sites.top)
+            cluster_table(layer, sites.channels, clusters, inputs.concepts, sites.top)
         )
         tables["sites"].append(
             site_table(sites, boxes, scores.assignments, inputs.source.keys, inputs.source.labels)
@@ -279,7 +282,7 @@ def _score(
         [f"{name}.parquet" for name in tables],
         time.perf_counter() - started,
         notes=notes,
-        vocabulary=texts.source,
+        vocabulary=inputs.vocabulary,
         channels=sum(len(layer.channels) for layer in mined.values()),
     )
 
@@ -311,8 +314,9 @@ def _unit_range(sites: LayerSites) -> Tensor:
     return ((sites.top.values - low) / (high - low)).nan_to_num(0.0)
 
 
-def _explain(scores: Scores, sites: LayerSites, top_k: int) -> Scores:
-    """Say why dead channels are dead and which channels the data left with fewer than K sites."""
+def _explain(scores: Scores, sites: LayerSites, config: MineConfig) -> Scores:
+    """Say why dead channels are dead and what the mining means for the scores."""
+    top_k = config.top_k
     dead = dead_channels(sites.stats).tolist()
     lowest, count = sites.stats.minimum.tolist(), scores.n_patches.tolist()
     status, reason = list(scores.status), list(scores.reason)
@@ -326,6 +330,10 @@ def _explain(scores: Scores, sites: LayerSites, top_k: int) -> Scores:
         most = int((sites.top.image_ids >= 0).sum(1).max())
         said = f"at most {most} sites for K = {top_k}"
         notes.append(f"{status.count('short')} channels are short: {said}")
+    if config.sites == "all":
+        notes.append(
+            "sites = all: several patches of one image raise S; the pool takes one an image first"
+        )
     return replace(scores, status=tuple(status), reason=tuple(reason), notes=tuple(notes))
 
 

@@ -71,19 +71,16 @@ def score_file(
     for name, path in (("labels", labels), ("text_embeddings", text), ("pool", pool)):
         if path is not None:
             arrays[name] = _read_one(path)
-    side = {name: torch.from_numpy(arrays.pop(name)) for name in _SIDE_ARRAYS if name in arrays}
+    side = {name: _tensor(name, arrays.pop(name)) for name in _SIDE_ARRAYS if name in arrays}
     layers = _layers(file, arrays)
     config = ScoreConfig.preset(preset, **(changes or {}))
     content = artifacts.fingerprint(
         {name: artifacts.tensor_fingerprint(value) for name, value in {**layers, **side}.items()}
     )
-    folder = artifacts.RunFolder(
-        out or file.with_name(file.stem + "-psi"), {"file": file.name, "content": content}
-    )
-    folder.describe(config=asdict(config), versions=artifacts.versions(), preparation_seconds=0.0)
+    identity = {"file": file.name, "content": content}
+    out = out or file.with_name(file.stem + "-psi")
+    artifacts.refuse_other_run(out, identity)
     started = time.perf_counter()
-    key = artifacts.fingerprint("score", content, config)
-    folder.begin("score", key)
     tables: dict[str, list[pa.Table]] = {"channels": [], "clusters": [], "sites": []}
     notes = {}
     for layer, embeddings in layers.items():
@@ -105,6 +102,9 @@ def score_file(
         tables["clusters"].append(cluster_scores(layer, channels, clusters, _names(side)))
         tables["sites"].append(patch_table(layer, scores.assignments, side.get("labels")))
         notes[layer] = list(scores.notes)
+    folder = artifacts.RunFolder(out, identity)
+    folder.describe(config=asdict(config), versions=artifacts.versions())
+    folder.begin("score", artifacts.fingerprint("score", content, config))
     for name, parts in tables.items():
         artifacts.write_table(folder.path / f"{name}.parquet", pa.concat_tables(parts))
     seconds = time.perf_counter() - started
@@ -116,6 +116,8 @@ def _read(file: Path) -> dict[str, np.ndarray]:
     if not file.is_file():
         raise InputError("the file is not there", got=str(file))
     try:
+        if file.suffix == ".npy":
+            return {file.stem: np.load(file, allow_pickle=False)}
         if file.suffix == ".npz":
             with np.load(file, allow_pickle=False) as archive:
                 return dict(archive)
@@ -127,13 +129,11 @@ def _read(file: Path) -> dict[str, np.ndarray]:
     except Exception as error:  # each format has its own; the reader needs the file's name
         raise InputError("the file cannot be read", got=f"{file}: {error}") from error
     raise InputError(
-        "unknown kind of file", got=file.name, expected=".npz, .safetensors or .parquet"
+        "unknown kind of file", got=file.name, expected=".npz, .safetensors or .parquet (or .npy)"
     )
 
 
 def _read_one(path: Path) -> np.ndarray:
-    if path.suffix == ".npy" and path.is_file():
-        return np.load(path, allow_pickle=False)
     arrays = _read(path)
     if len(arrays) != 1:
         raise InputError(
@@ -157,7 +157,15 @@ def _layers(file: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
             got=f"{file.name} with {', '.join(arrays) or 'nothing'}",
             expected=_EXPECTED,
         )
-    return {name: torch.from_numpy(value) for name, value in found.items()}
+    return {name: _tensor(name, value) for name, value in found.items()}
+
+
+def _tensor(name: str, array: np.ndarray) -> Tensor:
+    if array.dtype.kind not in "fiu":
+        raise InputError(
+            f"array {name} does not hold numbers", got=array.dtype, expected="floats or integers"
+        )
+    return torch.from_numpy(array)
 
 
 def _names(side: Mapping[str, Tensor]) -> list[str] | None:

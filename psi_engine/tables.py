@@ -46,7 +46,8 @@ def channel_table(
         "nonfinite": stats.nonfinite,
     }
     for name, values in {**activation, **baselines}.items():
-        table = table.append_column(name, pa.array(values.cpu().numpy()))
+        data = values.cpu().numpy()
+        table = table.append_column(name, pa.array(data, mask=~np.isfinite(data)))
     return table
 
 

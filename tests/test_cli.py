@@ -39,7 +39,8 @@ def call(*arguments: object) -> Result:
 def call_run(out: Path, images: Path, *flags: str, **changes: Any) -> Result:
     options = {**RUN, "data": images, "out": out}
     options |= {name.replace("_", "-"): value for name, value in changes.items()}
-    pairs = [part for name, value in options.items() for part in (f"--{name}", value)]
+    given = {name: value for name, value in options.items() if value is not None}
+    pairs = [part for name, value in given.items() for part in (f"--{name}", value)]
     return call("run", *flags, *pairs)
 
 
@@ -49,7 +50,7 @@ def test_run_prints_its_path_on_stdout_and_its_tables_on_stderr(
     done = call_run(tmp_path / "run", images)
     assert done.exit_code == 0, done.stderr
     assert done.stdout == f"{tmp_path / 'run'}\n"
-    for expected in ("polysemantic", "conv2:", "time:", "mine", "embed", "score"):
+    for expected in ("conv2:", "time:", "mine", "embed", "score"):
         assert expected in done.stderr
 
 
@@ -76,6 +77,8 @@ def test_show_run_and_channel(images: Path, tmp_path: Path) -> None:
     details = json.loads(call("show", tmp_path / "run", "conv2:3", "--json").stdout)
     assert len(details["sites"]) == 12
     assert len(details["clusters"]) == details["scores"]["n_clusters"]
+    dead = json.loads(call("show", tmp_path / "run", "conv2:7", "--json").stdout)
+    assert dead["scores"]["monosemanticity"] is None
     dead = call("show", tmp_path / "run", "conv2:7")
     assert dead.exit_code == 0
     assert "dead channel" in dead.stdout
@@ -127,6 +130,13 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
         "no.pth",
     ),
     ("missing concepts", {"concepts": "no.txt"}, "no.txt"),
+    (
+        "concepts for an encoder without text",
+        {"encoder": "tests.toy:textless", "concepts": __file__},
+        "cannot embed concepts",
+    ),
+    ("pool below K", {"toml": "pool = 8"}, "smaller than a channel's patches; got pool 8"),
+    ("a word for a number", {"toml": 'replicates = "many"'}, "is not a number; got 'many'"),
     ("missing data", {"data": "no-such-folder"}, "no-such-folder"),
     ("unknown device", {"device": "tpu"}, "tpu"),
 ]  # fmt: skip
@@ -138,6 +148,9 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
 def test_bad_input_is_refused_before_work(
     images: Path, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
+    if "toml" in changes:
+        (tmp_path / "run.toml").write_text(changes["toml"])
+        changes = {"config": tmp_path / "run.toml", "replicates": None}
     done = call_run(tmp_path / "run", images, **changes)
     assert done.exit_code == 2, done.stderr
     assert done.stderr.startswith("error: ")
@@ -278,6 +291,9 @@ def test_score_file_layers_of_safetensors(tmp_path: Path) -> None:
         ("a.npz", b"junk", "cannot be read"),
         ("b.npz", {"acts": np.zeros((2, 5, 3))}, "no embeddings in the file; got b.npz with acts"),
         ("c.npz", {"embeddings": np.zeros((5, 3))}, "(channels, patches, dim)"),
+        ("d.npz", {"embeddings": np.full((2, 5, 3), "x")}, "array d does not hold numbers; got <U1"),
+        ("e.npz", {"embeddings": np.ones((2, 5, 3)), "labels": np.full((2, 5), "x")},
+         "array labels does not hold numbers"),
     ],
 )  # fmt: skip
 def test_score_file_refuses_bad_files(tmp_path: Path, name: str, arrays: Any, message: str) -> None:
@@ -289,6 +305,7 @@ def test_score_file_refuses_bad_files(tmp_path: Path, name: str, arrays: Any, me
     done = call("score", file)
     assert done.exit_code == 2
     assert message in done.stderr
+    assert not any(path.is_dir() for path in tmp_path.iterdir())
 
 
 def test_version_and_help() -> None:

@@ -14,7 +14,7 @@ import torch
 
 import psi_engine as psi
 from psi_engine import pipeline
-from psi_engine.errors import RunFolderError
+from psi_engine.errors import CorruptDataError, RunFolderError
 from psi_engine.report.tables import summarise
 from tests import toy
 
@@ -236,6 +236,102 @@ def test_mining_and_embedding_continue_from_their_last_saved_state(
     assert first > 100
     assert "mining" not in {what for what, _ in reached}
     assert bits(run) == uninterrupted
+
+
+def test_rows_of_another_interrupted_encoder_are_never_taken_for_done(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A, killed while embedding; B, killed before its first block; then A again."""
+    from psi_engine import embedding
+
+    monkeypatch.setattr(embedding, "BLOCK", 32)
+    clean = bits(start(images, tmp_path / "clean"))
+
+    def stop(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    options = {**OPTIONS, "data": str(images), "out": str(tmp_path / "run")}
+    with pytest.raises(KeyboardInterrupt):
+        psi.run(
+            psi.RunConfig.from_options(**options),
+            progress=lambda what, done, total: stop() if what == "embedding" else None,
+        )
+    monkeypatch.setattr(embedding, "_blocks", stop)
+    monkeypatch.setattr(toy.PixelEncoder, "fingerprint", "toy-2")
+    with pytest.raises(KeyboardInterrupt):
+        psi.run(psi.RunConfig.from_options(**options))
+    monkeypatch.undo()
+    monkeypatch.setattr(embedding, "BLOCK", 32)
+    assert bits(start(images, tmp_path / "run")) == clean
+
+
+def test_image_that_breaks_after_mining_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = toy.write_images(tmp_path / "images", 30)
+    last = sorted(folder.rglob("*.png"))[-1]
+    original = pipeline.embed_boxes
+
+    def break_then_embed(*args: Any, **kwargs: Any) -> Path:
+        last.write_bytes(b"broken")
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(pipeline, "embed_boxes", break_then_embed)
+    with pytest.raises(CorruptDataError, match="no longer is; got red/|no longer is; got .*png"):
+        start(folder, tmp_path / "run", batch_size=1)
+
+
+def test_tables_of_an_old_setting_are_not_shown_after_a_kill(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(images, tmp_path)
+
+    def stop(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "embed_boxes", stop)
+    with pytest.raises(KeyboardInterrupt):
+        start(images, tmp_path, patch=14)
+    with pytest.raises(RunFolderError, match=r"not there yet; got unfinished: embed"):
+        _ = psi.open_run(tmp_path).channels
+
+
+def test_an_unchanged_run_embeds_no_text_again(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(images, tmp_path)
+
+    def refuse(self: Any, texts: list[str]) -> None:
+        raise AssertionError("texts embedded again")
+
+    monkeypatch.setattr(pipeline, "embed_texts", refuse)
+    start(images, tmp_path)
+
+
+def test_corrupt_images_at_the_end_do_not_stop_a_resumed_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The share of unreadable images is one of all images, not of those that are left."""
+    folder = toy.write_images(tmp_path / "images", 60)
+    for file in sorted(folder.rglob("*.png"))[-3:]:
+        file.write_bytes(b"broken")
+    monkeypatch.setattr(pipeline, "CHECKPOINT_IMAGES", 16)
+    options = {**OPTIONS, "data": str(folder), "out": str(tmp_path / "run"), "batch_size": 4}
+
+    def stop_late(what: str, done: int, total: int) -> None:
+        if done >= 48:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        psi.run(psi.RunConfig.from_options(**options), progress=stop_late)
+    assert (tmp_path / "run" / pipeline.MINING_STATE).exists()
+    run = psi.run(psi.RunConfig.from_options(**options))
+    assert len(run.manifest["stages"]["mine"]["skipped"]) == 3
+
+
+def test_sites_all_is_said_to_raise_s(images: Path, tmp_path: Path) -> None:
+    run = start(images, tmp_path, sites="all", layers=["conv2"])
+    assert any(note.startswith("sites = all") for note in summarise(run)["notes"])
 
 
 def test_other_data_is_refused_in_the_same_folder(finished: psi.Run, tmp_path: Path) -> None:

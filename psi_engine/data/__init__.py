@@ -1,6 +1,6 @@
 """Image sources: anything with images becomes an indexed sequence of uint8 views."""
 
-from psi_engine.data.download import cached_tiny_imagenet
+from psi_engine.data.download import cached_tiny_imagenet, require_network
 from psi_engine.data.loading import Batch, batches
 from psi_engine.data.opening import needs_download, open_source
 from psi_engine.data.preprocess import Preprocess
@@ -15,4 +15,5 @@ __all__ = [
     "cached_tiny_imagenet",
     "needs_download",
     "open_source",
+    "require_network",
 ]

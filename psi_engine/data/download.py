@@ -76,6 +76,16 @@ def download_tiny_imagenet(progress: Progress | None = None) -> Path:
     return target
 
 
+def require_network(url: str | None = None) -> None:
+    """Raise a DataError with the offline way when Tiny-ImageNet's server cannot be reached."""
+    url = url or TINY_IMAGENET_URL
+    reason = unreachable_reason(url)
+    if reason is not None:
+        raise DataError(
+            "Tiny-ImageNet cannot be downloaded", got=reason, fix=_OFFLINE.format(url=url)
+        )
+
+
 def _fetch(url: str, md5: str, cache: Path, progress: Progress | None) -> Path:
     import pooch
 
@@ -83,11 +93,7 @@ def _fetch(url: str, md5: str, cache: Path, progress: Progress | None) -> Path:
     part = cache / f"{name}.part"
 
     def download(url: str, output: str, _: object) -> None:
-        reason = unreachable_reason(url)
-        if reason is not None:
-            raise DataError(
-                "Tiny-ImageNet cannot be downloaded", got=reason, fix=_OFFLINE.format(url=url)
-            )
+        require_network(url)
         _transfer(url, part, progress)
         part.replace(output)
 

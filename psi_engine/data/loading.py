@@ -62,7 +62,7 @@ def batches(
     skipped : dict
         Filled with image id → reason for each image that could not be read.
     max_skipped : float
-        Share of the images asked for that may be corrupt.
+        Share of the source's images that may be corrupt, those already in ``skipped`` included.
 
     Yields
     ------
@@ -72,7 +72,7 @@ def batches(
     Raises
     ------
     CorruptDataError
-        As soon as more than ``max_skipped`` of the images asked for are corrupt.
+        As soon as more than ``max_skipped`` of the images are corrupt.
     DataError
         If a data set's tensors have different shapes, or it cannot be sent to workers.
     """
@@ -81,15 +81,14 @@ def batches(
     wanted = list(range(len(source))) if indices is None else indices.tolist()
     views = _Views(source, preprocess)
     chunks = [wanted[i : i + batch_size] for i in range(0, len(wanted), batch_size)]
-    corrupt = 0
     for read in _in_processes(views, chunks, workers) if workers else map(views.read, chunks):
         for index, reason in read.skipped:
             skipped[index] = reason
-            corrupt += 1
-            if corrupt > max_skipped * len(wanted):
+            if len(skipped) > max_skipped * len(source):
                 raise CorruptDataError(
                     "too many images cannot be read",
-                    got=f"{corrupt} of {len(wanted)}, the last one {source.keys[index]}: {reason}",
+                    got=f"{len(skipped)} of {len(source)}, the last one {source.keys[index]}: "
+                    f"{reason}",
                     expected=f"at most {max_skipped:.0%}",
                     fix="mend or remove the broken files",
                 )

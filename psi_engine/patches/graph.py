@@ -67,6 +67,11 @@ class _Watch(TorchDispatchMode):
         super().__init__()
         self.traces: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # True, the default, imports all of torch._dynamo (seconds) to keep it out of the dispatch.
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:

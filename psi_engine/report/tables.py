@@ -121,8 +121,11 @@ def notes(run: Run) -> list[str]:
 
 def seconds(run: Run) -> dict[str, float]:
     """Return where time went, by stage; stages taken from an earlier run keep their old time."""
-    spent = {"prepare": run.manifest["preparation_seconds"]}
-    return spent | {name: entry["seconds"] for name, entry in run.manifest["stages"].items()}
+    stages = run.manifest["stages"].items()
+    spent = {name: entry["seconds"] for name, entry in stages if entry["status"] == "done"}
+    if "preparation_seconds" in run.manifest:
+        spent = {"prepare": run.manifest["preparation_seconds"], **spent}
+    return spent
 
 
 def _layer(channels: pa.Table, name: str) -> dict[str, Any]:
