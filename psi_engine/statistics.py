@@ -116,17 +116,43 @@ def intersection_union(p: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(p)).amax(0)
 
 
-def subsampling_interval(
-    psi: Tensor, log_psi: Tensor, draws: Tensor, n: int, size: int, level: float = 0.95
-) -> tuple[Tensor, Tensor]:
+def quantile(values: Tensor, q: float) -> Tensor:
+    """Quantile over the last axis, linear between order statistics: float64 (...)."""
+    ordered = torch.sort(values, dim=-1).values
+    place = q * (values.shape[-1] - 1)
+    low = int(place)
+    high = min(low + 1, values.shape[-1] - 1)
+    return ordered[..., low] + (place - low) * (ordered[..., high] - ordered[..., low])
+
+
+def around(observed: Tensor, draws: Tensor, n: int, size: int) -> Tensor:
+    """Scores of subsamples, moved and rescaled to vary about the score of the whole.
+
+    Parameters
+    ----------
+    observed : Tensor, float64 (channels, 1)
+    draws : Tensor, float64 (channels, subsamples)
+        Scores of subsamples of ``size`` of the ``n`` patches.
+
+    Notes
+    -----
+    observed + √(size/(n − size))·(draw − median of the draws): a subsample without replacement
+    varies as σ²(1/size − 1/n), the estimate itself as σ²/n (the delete-d jackknife, Shao and Wu
+    1989). For half samples the factor is 1. The median and not the observation is taken off,
+    because a score may be biased in the number of patches.
+    """
+    scale = (size / max(n - size, 1)) ** 0.5
+    return observed + scale * (draws - quantile(draws, 0.5)[:, None])
+
+
+def subsampling_interval(psi: Tensor, draws: Tensor, level: float = 0.95) -> tuple[Tensor, Tensor]:
     """Interval of PSI from subsamples drawn without replacement.
 
     Parameters
     ----------
-    psi, log_psi : Tensor, float64 (channels,)
+    psi : Tensor, float64 (channels,)
     draws : Tensor, float64 (channels, subsamples)
-        log PSI of each subsample of ``size`` of the ``n`` patches.
-    n, size : int
+        log PSI of subsamples that vary as the estimate does, see :func:`around`.
     level : float
         Coverage.
 
@@ -134,23 +160,11 @@ def subsampling_interval(
     -------
     tuple of Tensor
         Lower and upper end, float64 (channels,), on the scale of PSI; they always hold PSI.
-
-    Notes
-    -----
-    Quantiles of the deviations of log PSI, rescaled by √(size/(n − size)): a subsample without
-    replacement varies as σ²(1/size − 1/n), the estimate itself as σ²/n (the delete-d jackknife,
-    Shao and Wu 1989). For half samples the factor is 1.
     """
     tail = (1 - level) / 2
-    ordered = torch.sort(draws, dim=-1).values
-    scale = (size / max(n - size, 1)) ** 0.5
     ends = []
     for q in (tail, 1 - tail):
-        place = q * (draws.shape[-1] - 1)
-        low = int(place)
-        high = min(low + 1, draws.shape[-1] - 1)
-        value = ordered[:, low] + (place - low) * (ordered[:, high] - ordered[:, low])
-        end = log_psi + scale * (value - log_psi)
+        end = quantile(draws, q)
         ends.append(torch.tensor([math.exp(min(x, 0.0)) for x in end.tolist()], dtype=psi.dtype))
     low_end, high_end = (end.to(psi.device) for end in ends)
     return torch.minimum(low_end, psi), torch.maximum(high_end, psi)

@@ -42,8 +42,8 @@ class ScoreTable:
 
     def put_components(
         self, rows: Tensor, observed: dict[str, Tensor], nulls: dict[str, NullSummary]
-    ) -> tuple[Tensor, Tensor]:
-        """Set every component's columns and PSI's at some rows; PSI and log PSI come back.
+    ) -> Tensor:
+        """Set every component's columns and PSI's at some rows; PSI comes back.
 
         PSI = Π x̂, log PSI = Σ log σ(z): a product of small numbers would underflow, a sum of
         logarithms does not. PSI's p is the largest of the components'.
@@ -66,7 +66,7 @@ class ScoreTable:
         self.put("psi", rows, psi)
         self.put("log_psi", rows, log_psi)
         self.put("psi_p", rows, intersection_union([nulls[x].p for x in self.available]))
-        return psi, log_psi
+        return psi
 
     def finish(self, config: ScoreConfig, notes: tuple[str, ...]) -> Scores:
         """Adjust the p-values over the call and decide the verdicts."""

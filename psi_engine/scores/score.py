@@ -18,7 +18,7 @@ from psi_engine.ops.silhouette import silhouette
 from psi_engine.scores.inputs import Inputs, check_inputs
 from psi_engine.scores.observe import observe
 from psi_engine.scores.psi import ScoreTable
-from psi_engine.scores.subsamples import half, subsampled_log_psi
+from psi_engine.scores.subsamples import subsampled_log_psi
 from psi_engine.scores.triage import triage
 from psi_engine.statistics import subsampling_interval
 from psi_engine.types import Progress, Scores
@@ -193,12 +193,12 @@ def _score_batch(placed: _Placed, call: Call, table: ScoreTable) -> None:
     chosen = {"s": config.s_null, "q": config.q_null, "d": config.d_null}
     observed: dict[str, Tensor] = {x: getattr(batch, x) for x in table.available}
     nulls = {x: NULLS[x][chosen[x]](batch, call) for x in table.available}
-    psi, log_psi = table.put_components(rows, observed, nulls)
+    psi = table.put_components(rows, observed, nulls)
     table.put("clarity", rows, batch.clarity)
     table.put("clarity_p", rows, clarity_p(batch, call))
     if config.subsamples:
         draws = subsampled_log_psi(batch, call, nulls)
-        low, high = subsampling_interval(psi, log_psi, draws, batch.n, half(batch.n))
+        low, high = subsampling_interval(psi, draws)
         table.put("psi_low", rows, low)
         table.put("psi_high", rows, high)
     for row in rows[torch.isnan(psi).cpu()].tolist():

@@ -11,7 +11,7 @@ from psi_engine.ops.exact import cosines, fold_sum
 from psi_engine.ops.random import permutations
 from psi_engine.ops.silhouette import silhouette
 from psi_engine.scores.distinctness import partition_distinctness
-from psi_engine.statistics import NullSummary, calibrate
+from psi_engine.statistics import EPSILON, NullSummary, around, calibrate
 
 
 def half(n: int) -> int:
@@ -22,7 +22,13 @@ def half(n: int) -> int:
 def subsampled_log_psi(batch: Batch, call: Call, nulls: dict[str, NullSummary]) -> Tensor:
     """Log PSI of subsamples drawn without replacement: float64 (channels, subsamples).
 
+    Notes
+    -----
     Assignments and null moments stay those of the whole channel; only the raw scores change.
+    A raw score of half the patches is not one of all of them (NMI is larger for fewer patches,
+    chance or not), and the null's moments belong to all. So the subsamples tell how a score
+    varies, not where it is: their median is moved to the channel's own score before z and its
+    logistic. Where the null has no spread, every subsample has the channel's own value.
     """
     n, count = batch.n, call.config.subsamples
     k = int(batch.n_clusters.max())
@@ -36,7 +42,9 @@ def subsampled_log_psi(batch: Batch, call: Call, nulls: dict[str, NullSummary]) 
         kept = batch.assignments[rows, None].masked_fill(order >= half(n), -1)
         values = {"s": _silhouettes(batch.grams[rows], kept, call)}
         if batch.labels is not None:
-            values["q"] = normalized_mutual_information(kept, batch.labels[rows, None])
+            values["q"] = normalized_mutual_information(
+                kept, batch.labels[rows, None], memory=call.memory
+            )
         if call.texts is not None:
             values["d"] = partition_distinctness(
                 cosines(batch.units[rows], call.texts.rows),
@@ -47,8 +55,11 @@ def subsampled_log_psi(batch: Batch, call: Call, nulls: dict[str, NullSummary]) 
             )
         total = torch.zeros_like(values["s"])
         for name, value in values.items():
-            null = nulls[name]
-            total += calibrate(value, null.mean[rows, None], null.std[rows, None]).log_hat
+            null, own = nulls[name], getattr(batch, name)[rows, None]
+            mean, std = null.mean[rows, None], null.std[rows, None]
+            moved = around(own, value, n, half(n))
+            moved = torch.where(std < EPSILON, own, moved)
+            total += calibrate(moved, mean, std).log_hat
         out[rows] = total
     return out
 
