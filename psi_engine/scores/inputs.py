@@ -13,7 +13,7 @@ from torch import Tensor
 from psi_engine.config import ScoreConfig
 from psi_engine.errors import InputError
 from psi_engine.ops.backend import resolve_device
-from psi_engine.ops.exact import unit_rows
+from psi_engine.ops.exact import row_keys, unit_rows
 from psi_engine.scores.distinctness import Texts, texts_at_level
 from psi_engine.scores.pool import Pool
 
@@ -243,26 +243,35 @@ def _pool(pool: object, x: Tensor, valid: Tensor, device: torch.device, notes: l
                 "pool does not fit the embeddings", got=tuple(source.shape), expected=f"(n, {dim})"
             )
         allowed = torch.ones(len(source), dtype=torch.bool, device=source.device)
-    usable = allowed & _usable_rows(source)
+    nonzero, keys = _directions(source)
+    usable = allowed & nonzero
     left_out = int(allowed.sum() - usable.sum())
     reference = Pool(source, usable, device)
-    if pool is not None and len(reference) < patches:
+    distinct = len(torch.unique(keys[usable]))
+    need = int(valid.sum(1).max())
+    if pool is not None and distinct < need:
         raise InputError(
             "the pool is smaller than a channel",
-            got=f"{len(reference)} usable rows",
-            expected=f"at least {patches}, better {10 * patches}",
+            got=f"{len(reference)} usable rows, {distinct} of them distinct",
+            expected=f"at least {need} distinct rows, better {10 * patches}",
             fix="pass more reference patches",
         )
     if pool is not None and left_out:
         notes.append(f"{left_out} pool rows are NaN, infinite or zero and were left out")
-    if len(reference) < 10 * patches:
+    if distinct < 10 * patches:
         notes.append(
-            f"the pool has {len(reference)} rows, fewer than ten times the {patches} patches of a "
-            "channel: its draws overlap and pool nulls are too narrow"
+            f"the pool has {distinct} distinct rows, fewer than ten times the {patches} patches "
+            "of a channel: its draws overlap and pool nulls are too narrow"
         )
     return reference
 
 
-def _usable_rows(source: Tensor) -> Tensor:
-    parts = [unit_rows(part).nonzero for part in source.split(_ROWS_AT_ONCE)]
-    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.bool, device=source.device)
+def _directions(source: Tensor) -> tuple[Tensor, Tensor]:
+    """Which rows (n, dim) have a direction, bool (n,), and a hash of it, int64 (n,)."""
+    nonzero = torch.zeros(len(source), dtype=torch.bool, device=source.device)
+    keys = torch.zeros(len(source), dtype=torch.int64, device=source.device)
+    for start in range(0, len(source), _ROWS_AT_ONCE):
+        part = slice(start, start + _ROWS_AT_ONCE)
+        unit = unit_rows(source[part])
+        nonzero[part], keys[part] = unit.nonzero, row_keys(unit.rows)
+    return nonzero, keys

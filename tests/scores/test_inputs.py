@@ -58,7 +58,14 @@ QUICK = {"config": ScoreConfig(replicates=3)}
             {"text_embeddings": T, "unrelated_text_embeddings": T[:3]},
             "bank is smaller than the vocabulary; got 3 concepts for a vocabulary of 4",
         ),
-        ({"pool": T}, "pool is smaller than a channel; got 4 usable rows; expected at least 8"),
+        (
+            {"pool": T},
+            "pool is smaller than a channel; got 4 usable rows, 4 .*; expected at least 8",
+        ),
+        (
+            {"pool": Z[0, :7].repeat(20, 1)},
+            "got 140 usable rows, 7 of them distinct; expected at least 8 distinct rows, better 80",
+        ),
         ({"pool": torch.zeros(50, 6)}, "got 0 usable rows"),
         ({"pool": torch.rand(50, 5)}, r"pool does not fit the embeddings; got \(50, 5\)"),
         ({"config": ScoreConfig(k_min=8, k_max=9)}, "k_min does not fit the patches; got 8"),
@@ -120,3 +127,24 @@ def test_gradients_and_foreign_byte_orders_are_handled():
     assert not score(leaf, **QUICK).psi.requires_grad
     with pytest.raises(InputError, match="unsupported dtype"):
         as_tensor("labels", np.array(["a"]))
+
+
+def test_equal_pool_rows_count_once():
+    """Whole-image crops repeat: a pool of many rows may hold few patches."""
+    few = score(Z, pool=Z[0].repeat(100, 1), **QUICK)
+    assert any("the pool has 8 distinct rows, fewer than ten times the 8" in x for x in few.notes)
+    many = score(Z, pool=torch.randn(80, 6), **QUICK)
+    assert not any("distinct" in note for note in many.notes)
+
+
+def test_the_pool_need_hold_no_more_than_the_fullest_channel():
+    mask = torch.ones(3, 8, dtype=torch.bool)
+    mask[:, 6:] = False
+    assert score(Z, pool=Z[0, :6].repeat(5, 1), mask=mask, **QUICK).status == ("short",) * 3
+
+
+def test_a_call_that_is_its_own_pool_is_never_refused():
+    same = Z[:1, :3].repeat(2, 4, 1)
+    got = score(same, **QUICK)
+    assert got.status == ("failed", "failed")
+    assert any("the pool has 3 distinct rows" in note for note in got.notes)
