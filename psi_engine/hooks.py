@@ -148,6 +148,18 @@ def capture(module: nn.Module, layers: Sequence[str]) -> Iterator[Capture]:
             handle.remove()
 
 
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode for the duration; every submodule gets its own mode back."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
 def activation_shape(layer: str, output: Tensor, batch: Tensor) -> ActivationShape:
     """How a layer's output is laid out.
 

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from psi_engine.config import MineConfig
 from psi_engine.data import CorruptImage, ImageSource, Preprocess, batches, open_source
 from psi_engine.errors import DataError, InputError
-from psi_engine.hooks import as_maps, capture
+from psi_engine.hooks import as_maps, capture, evaluating
 from psi_engine.mining.miner import Miner
 from psi_engine.models import LoadedModel, activation_shapes, resolve_layers
 from psi_engine.ops.backend import resolve_device
@@ -111,7 +111,7 @@ def mine(
     skipped = {} if skipped is None else skipped
     preprocess = _known_preprocess(source, preprocess)
     micro = MICRO_BATCH[where.type]
-    with _evaluating(module.to(where)), _exact_fp32():
+    with evaluating(module.to(where)), _exact_fp32():
         shapes = activation_shapes(module, names, _first(source, preprocess, where))
         miners = {
             name: Miner(name, shapes[name], config, subsets.get(name), where) for name in names
@@ -236,18 +236,6 @@ def _restore(
     known = json.loads(bytes(state["skipped"].tolist()).decode())
     skipped.update({int(image): reason for image, reason in known.items()})
     return int(state["position"])
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode for the duration; every submodule gets its own mode back."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 @contextmanager

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -12,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from psi_engine.errors import InputError
-from psi_engine.hooks import as_maps, capture
+from psi_engine.hooks import as_maps, capture, evaluating
 from psi_engine.ops.random import hash_keys, string_key, uniform
 from psi_engine.patches.graph import executed_trace
 from psi_engine.patches.rules import COLUMNS, ROWS, Span, Trace
@@ -91,7 +89,7 @@ def receptive_field(
         probe = torch.zeros(1, _input_channels(module), image_size, image_size)
     else:
         probe = images[:1].to(torch.float32)
-    with _evaluating(module):
+    with evaluating(module):
         trace, output = executed_trace(module, layer, probe.to(device))
         spans = _placed(trace, shape, tuple(output.shape[1:]))
         tokens = _token_grid(module, trace, spans, shape, image_size)
@@ -306,14 +304,3 @@ def _positive(name: str, weight: Tensor) -> Tensor:
     random = (uniform(string_key(name), where) + 0.5).to(weight.dtype)
     random = random.repeat(-(-count // max(1, len(where))))[:count].view(weight.shape)
     return random / max(1, weight[0].numel()) if weight.ndim > 1 else random
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
