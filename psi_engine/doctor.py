@@ -87,7 +87,7 @@ def _kernels() -> list[Check]:
             "CuPy",
             reason,
             "usable",
-            "pip install 'psi-engine[cuda13]' (CUDA 13 driver) or 'psi-engine[cuda12]'"
+            "pip install '.[cuda13]' in the project's folder ('.[cuda12]' for a CUDA 12 driver)"
             if torch.cuda.is_available()
             else "needs the GPU first; torch and numba do its work meanwhile",
         )
@@ -100,7 +100,7 @@ def _kernels() -> list[Check]:
                 f"kernel {report.name}",
                 report.error,
                 detail,
-                "pip install 'psi-engine[cuda13]' brings the compiler",
+                "pip install '.[cuda13]' in the project's folder brings the compiler",
             )
         )
     return checks

@@ -291,7 +291,7 @@ def test_score_file_layers_of_safetensors(tmp_path: Path) -> None:
         ("a.npz", b"junk", "cannot be read"),
         ("b.npz", {"acts": np.zeros((2, 5, 3))}, "no embeddings in the file; got b.npz with acts"),
         ("c.npz", {"embeddings": np.zeros((5, 3))}, "(channels, patches, dim)"),
-        ("d.npz", {"embeddings": np.full((2, 5, 3), "x")}, "array d does not hold numbers; got <U1"),
+        ("d.npz", {"embeddings": np.full((2, 5, 3), "x")}, "d does not hold numbers; got <U1"),
         ("e.npz", {"embeddings": np.ones((2, 5, 3)), "labels": np.full((2, 5), "x")},
          "array labels does not hold numbers"),
     ],
