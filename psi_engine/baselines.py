@@ -7,6 +7,8 @@ float64 and leaves channels with NaN or zero rows as NaN.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -26,8 +28,8 @@ MEASURES = (
 _RESTARTS = 10
 _ROUNDS = 100
 _EXAMPLES = 9
-_AT_ONCE = 256
-# Channels clustered together.
+_AT_ONCE = 64
+# Channels worked on together: in float64 a few copies of their embeddings are held.
 
 
 def measure_all(embeddings: Tensor, weights: Tensor, whole: Tensor) -> dict[str, Tensor]:
@@ -37,7 +39,8 @@ def measure_all(embeddings: Tensor, weights: Tensor, whole: Tensor) -> dict[str,
     ----------
     embeddings : Tensor, floating (channels, patches, dim)
     weights : Tensor, floating (channels, patches)
-        Activations scaled to [0, 1] by the channel's range over the data, for MS.
+        Activations scaled to [0, 1] by the channel's range over the data, for MS; NaN leaves the
+        patch out of it.
     whole : Tensor, bool (channels,)
         Channels with every patch valid; the others become NaN.
 
@@ -46,22 +49,19 @@ def measure_all(embeddings: Tensor, weights: Tensor, whole: Tensor) -> dict[str,
     dict of str to Tensor
         float64 (channels,) each.
     """
-    x, weights = embeddings[whole], weights[whole]
-    if len(x):
-        intra, inter = pure_ratio(x)
-        found = {
-            "semanticlens_polysemanticity": semanticlens_polysemanticity(x),
-            "semanticlens_redundancy": redundancy(x),
-            "monosemanticity": monosemanticity(x, weights),
-            "pure_intra": intra,
-            "pure_inter": inter,
-        }
-    else:
-        found = dict.fromkeys(MEASURES, torch.empty(0, dtype=torch.float64))
-    columns = {}
-    for name in MEASURES:
-        columns[name] = torch.full((len(whole),), torch.nan, dtype=torch.float64)
-        columns[name][whole] = found[name]
+    columns = {name: torch.full((len(whole),), torch.nan, dtype=torch.float64) for name in MEASURES}
+    rows = torch.nonzero(whole)[:, 0]
+    if not len(rows):
+        return columns
+    means = []
+    for part in rows.split(_AT_ONCE):
+        x = embeddings[part]
+        pairs = _two_clusters(x, seed=0)
+        columns["semanticlens_polysemanticity"][part] = _centres_apart(pairs)
+        columns["pure_intra"][part], columns["pure_inter"][part] = _within_and_between(pairs)
+        columns["monosemanticity"][part] = monosemanticity(x, weights[part])
+        means.append(_mean_direction(x))
+    columns["semanticlens_redundancy"][rows] = _nearest_other(torch.cat(means))
     return columns
 
 
@@ -85,13 +85,25 @@ def redundancy(embeddings: Tensor) -> Tensor:
 
     SemanticLens averages it over the channels of a layer. NaN for a lone channel.
     """
+    return _nearest_other(torch.cat([_mean_direction(part) for part in embeddings.split(_AT_ONCE)]))
+
+
+def _mean_direction(embeddings: Tensor) -> Tensor:
+    """Grid unit rows of the channels' means, float32 (channels, dim); zero where there is none."""
     _, usable = _units(embeddings)
     mean = unit_rows(_patch_mean(embeddings.to(torch.float64)))
-    usable = usable & mean.nonzero
-    similarity = mean.rows.to(torch.float64) @ mean.rows.to(torch.float64).mT
-    allowed = usable[:, None] & usable[None, :]
-    allowed.fill_diagonal_(False)
-    best = torch.where(allowed, similarity, -torch.inf).amax(1)
+    return torch.where(usable[:, None], mean.rows, 0.0)
+
+
+def _nearest_other(directions: Tensor) -> Tensor:
+    usable = directions.any(1)
+    y = directions.to(torch.float64)
+    columns = torch.arange(len(y), device=y.device)
+    parts = []
+    for rows in columns.split(_AT_ONCE):
+        allowed = usable & (columns != rows[:, None])
+        parts.append(torch.where(allowed, y[rows] @ y.mT, -torch.inf).amax(1))
+    best = torch.cat(parts)
     return torch.where(usable & torch.isfinite(best), best, torch.nan)
 
 
@@ -103,14 +115,18 @@ def semanticlens_polysemanticity(embeddings: Tensor, seed: int = 0) -> Tensor:
     On embeddings as they come, not normalised; the best of 10 seedings. With a cluster of fewer
     than two patches: 1 − the mean cosine of the first ten patches with the mean of all.
     """
-    x, usable = _finite(embeddings)
-    assignments = torch.cat([_two_means(part, seed) for part in x.split(_AT_ONCE)])
-    size, centres = _centres(x, assignments)
+    parts = embeddings.split(_AT_ONCE)
+    return torch.cat([_centres_apart(_two_clusters(part, seed)) for part in parts])
+
+
+def _centres_apart(pairs: _Pairs) -> Tensor:
+    x = pairs.x
+    size, centres = _centres(x, pairs.assignments)
     apart = 1 - _cosine(centres[:, 0], centres[:, 1])
     mean = _patch_mean(x)
     spread = 1 - fold_mean(_cosine(x[:, :10], mean[:, None]))
     value = torch.where(size.amin(1) < 2, spread, apart)
-    return torch.where(usable, value, torch.nan)
+    return torch.where(pairs.usable, value, torch.nan)
 
 
 def monosemanticity(embeddings: Tensor, activations: Tensor) -> Tensor:
@@ -120,7 +136,8 @@ def monosemanticity(embeddings: Tensor, activations: Tensor) -> Tensor:
     ----------
     embeddings : Tensor, floating (channels, patches, dim)
     activations : Tensor, floating (channels, patches)
-        Weights ã ≥ 0: activations scaled to [0, 1] by the channel's range over the data.
+        Weights ã ≥ 0: activations scaled to [0, 1] by the channel's range over the data; NaN
+        leaves the patch out.
 
     Notes
     -----
@@ -140,6 +157,7 @@ def monosemanticity(embeddings: Tensor, activations: Tensor) -> Tensor:
         )
     units, usable = _units(embeddings)
     weight = activations.to(torch.float64)
+    weight = torch.where(torch.isnan(weight), 0.0, weight)
     if bool((weight < 0).any()):
         raise InputError(
             "activations are negative",
@@ -164,16 +182,21 @@ def pure_ratio(embeddings: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
     Dreyer et al., "PURE: turning polysemantic neurons into pure features by identifying relevant
     circuits", 2024, section 4.
     """
-    x, usable = _finite(embeddings)
-    assignments = torch.cat([_two_means(part, seed) for part in x.split(_AT_ONCE)])
-    distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
-    together = assignments[:, :, None] == assignments[:, None, :]
-    other = ~torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
+    parts = embeddings.split(_AT_ONCE)
+    found = [_within_and_between(_two_clusters(part, seed)) for part in parts]
+    within, between = zip(*found, strict=True)
+    return torch.cat(within), torch.cat(between)
+
+
+def _within_and_between(pairs: _Pairs) -> tuple[Tensor, Tensor]:
+    together = pairs.assignments[:, :, None] == pairs.assignments[:, None, :]
+    other = ~torch.eye(together.shape[-1], dtype=torch.bool, device=together.device)
     means = []
-    for pairs in (together & other, ~together):
-        total = fold_sum(fold_sum(torch.where(pairs, distance, 0.0)))
-        count = pairs.sum((1, 2))
-        means.append(torch.where(usable & (count > 0), total / count.clamp(min=1), torch.nan))
+    for chosen in (together & other, ~together):
+        total = fold_sum(fold_sum(torch.where(chosen, pairs.distance, 0.0)))
+        count = chosen.sum((1, 2))
+        there = pairs.usable & (count > 0)
+        means.append(torch.where(there, total / count.clamp(min=1), torch.nan))
     return means[0], means[1]
 
 
@@ -237,10 +260,20 @@ def _units(embeddings: Tensor) -> tuple[Tensor, Tensor]:
     return unit.rows.to(torch.float64), unit.nonzero.all(1)
 
 
-def _finite(embeddings: Tensor) -> tuple[Tensor, Tensor]:
+class _Pairs(NamedTuple):
+    """Channels split in two: what the measures of SemanticLens and PURE share."""
+
+    x: Tensor  # float64 (channels, patches, dim), zero where not usable
+    usable: Tensor  # bool (channels,)
+    distance: Tensor  # float64 (channels, patches, patches), Euclidean
+    assignments: Tensor  # int64 (channels, patches)
+
+
+def _two_clusters(embeddings: Tensor, seed: int) -> _Pairs:
     _, usable = _units(embeddings)
-    x = embeddings.to(torch.float64)
-    return torch.where(usable[:, None, None], x, 0.0), usable
+    x = torch.where(usable[:, None, None], embeddings.to(torch.float64), 0.0)
+    distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
+    return _Pairs(x, usable, distance, _two_means(distance**2, seed))
 
 
 def _patch_mean(x: Tensor) -> Tensor:
@@ -260,19 +293,19 @@ def _centres(x: Tensor, assignments: Tensor) -> tuple[Tensor, Tensor]:
     return size, sums / size.clamp(min=1)[..., None]
 
 
-def _two_means(x: Tensor, seed: int) -> Tensor:
-    """Euclidean 2-means of each channel, the best of ten seedings: int64 (channels, patches).
+def _two_means(distance: Tensor, seed: int) -> Tensor:
+    """Euclidean 2-means from squared distances, the best of ten seedings: int64 (channels, n).
 
     Seeds: a random patch and one drawn with probability proportional to its squared distance
     from it; then reassignment until nothing moves.
     """
-    channels, n, _ = x.shape
-    distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist") ** 2
-    rows = torch.arange(channels, device=x.device)
-    best = torch.full((channels,), torch.inf, dtype=torch.float64, device=x.device)
-    result = torch.zeros(channels, n, dtype=torch.int64, device=x.device)
+    channels, n, _ = distance.shape
+    device = distance.device
+    rows = torch.arange(channels, device=device)
+    best = torch.full((channels,), torch.inf, dtype=torch.float64, device=device)
+    result = torch.zeros(channels, n, dtype=torch.int64, device=device)
     for restart in range(_RESTARTS):
-        key = hash_keys(seed, string_key("baseline.two_means"), restart, device=x.device)
+        key = hash_keys(seed, string_key("baseline.two_means"), restart, device=device)
         order = permutations(key, n)
         from_first = distance[:, order[0]]
         up_to = from_first.cumsum(1)

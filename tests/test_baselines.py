@@ -95,3 +95,42 @@ def test_what_does_not_fit_is_refused(two_modes):
         baselines.clarity(two_modes[0])
     assert torch.isnan(baselines.redundancy(two_modes[:1])).all()
     assert torch.isnan(baselines.monosemanticity(two_modes, torch.zeros(6, 24))).all()
+
+
+def test_all_measures_at_once_equal_each_alone_in_any_chunks(two_modes, monkeypatch):
+    whole = torch.tensor([True, True, False, True, True, True])
+    weights = torch.rand(6, 24, generator=torch.Generator().manual_seed(4))
+    z = two_modes[whole]
+    intra, inter = baselines.pure_ratio(z)
+    alone = {
+        "semanticlens_polysemanticity": baselines.semanticlens_polysemanticity(z),
+        "semanticlens_redundancy": baselines.redundancy(z),
+        "monosemanticity": baselines.monosemanticity(z, weights[whole]),
+        "pure_intra": intra,
+        "pure_inter": inter,
+    }
+    clustered = []
+    two_means = baselines._two_means
+    monkeypatch.setattr(
+        baselines, "_two_means", lambda x, seed: clustered.append(len(x)) or two_means(x, seed)
+    )
+    for at_once, chunks in ((64, [5]), (2, [2, 2, 1])):
+        monkeypatch.setattr(baselines, "_AT_ONCE", at_once)
+        clustered.clear()
+        got = baselines.measure_all(two_modes, weights, whole)
+        assert clustered == chunks  # once per channel, though two measures need it
+        assert set(got) == set(baselines.MEASURES)
+        for name, values in got.items():
+            assert torch.isnan(values).tolist() == (~whole).tolist(), name
+            assert torch.equal(values[whole], alone[name]), name
+    none = baselines.measure_all(two_modes, weights, torch.zeros(6, dtype=torch.bool))
+    assert all(torch.isnan(values).all() for values in none.values())
+
+
+def test_a_nan_weight_leaves_the_patch_out(two_modes):
+    weights = torch.ones(6, 24)
+    weights[1, 3] = float("nan")
+    left_out = weights.nan_to_num(0.0)
+    got = baselines.monosemanticity(two_modes, weights)
+    assert torch.equal(got, baselines.monosemanticity(two_modes, left_out))
+    assert torch.isfinite(got).all()
