@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from psi_engine.errors import InputError
-from psi_engine.ops.exact import cosines, fold_sum, unit_rows
+from psi_engine.ops.exact import cosines, fold_sum, gram, unit_rows
 from psi_engine.scores.distinctness import Texts, cluster_sums, texts_at_level
 from psi_engine.scores.inputs import as_tensor
 from psi_engine.types import Clusters, Scores
@@ -16,7 +16,8 @@ from psi_engine.types import Clusters, Scores
 TOP_CONCEPTS = 5
 """Concepts listed per cluster."""
 
-_AT_ONCE = 1024
+_BYTES = 1 << 28
+# Temporaries of the channels that are described together.
 
 
 def describe_clusters(
@@ -52,9 +53,9 @@ def describe_clusters(
             expected=f"{(*scores.assignments.shape, 'dim')}",
         )
     texts = None if text_embeddings is None else _concepts(text_embeddings, concept_ids, x)
+    step = _channels_at_once(x, scores, texts)
     parts = [
-        _describe(x[start : start + _AT_ONCE], start, scores, texts)
-        for start in range(0, len(x), _AT_ONCE)
+        _describe(x[start : start + step], start, scores, texts) for start in range(0, len(x), step)
     ]
     channel, cluster, size, silhouettes, medoid, prototypes = (
         torch.cat(column) for column in zip(*(part for part, _ in parts), strict=True)
@@ -65,6 +66,14 @@ def describe_clusters(
             torch.cat(column) for column in zip(*(named for _, named in parts), strict=True)
         )
     return Clusters(channel, cluster, size, silhouettes, medoid, prototypes, concepts, similarities)
+
+
+def _channels_at_once(x: Tensor, scores: Scores, texts: Texts | None) -> int:
+    patches, dim = x.shape[1:]
+    k = max(1, int(scores.n_clusters.max()))
+    names = 0 if texts is None else len(texts.rows)
+    each = patches * (4 * dim + 12 * patches) + k * (24 * dim + 24 * patches + 40 * names)
+    return max(1, _BYTES // each)
 
 
 def _concepts(text_embeddings: Any, concept_ids: Any, x: Tensor) -> Texts:
@@ -101,10 +110,9 @@ def _describe(
     sums = cluster_sums(units, labels, k)[channel, cluster]
     inside = members[channel, cluster]  # (clusters, patches)
     prototypes = unit_rows(sums).rows
-    # the greatest mean cosine to the other members is the greatest product with their sum
-    own = units[channel].to(torch.float64)
-    to_others = fold_sum(own * (sums[:, None, :] - own))
-    medoid = torch.where(inside, to_others, -torch.inf).argmax(-1)
+    # the greatest mean cosine to the other members: a patch's cosine with itself is 1 for all
+    to_members = members.to(torch.float64) @ gram(units).to(torch.float64)
+    medoid = torch.where(inside, to_members[channel, cluster], -torch.inf).argmax(-1)
     total = fold_sum(torch.where(inside, silhouettes[channel], 0.0))
     sizes = size[channel, cluster]
     named = () if texts is None else _name(prototypes, texts)

@@ -41,6 +41,31 @@ def test_clusters_equal_a_loop(world):
     assert 2 not in got.channel
 
 
+def test_memory_changes_no_bit(world, monkeypatch):
+    from psi_engine.scores import describe
+
+    scores = score(world.embeddings, pool=world.pool, config=QUICK)
+    many = describe_clusters(world.embeddings, scores, world.texts)
+    monkeypatch.setattr(describe, "_BYTES", 1)
+    one = describe_clusters(world.embeddings, scores, world.texts)
+    for name in ("channel", "cluster", "size", "silhouette", "medoid", "prototypes", "concepts"):
+        assert torch.equal(getattr(many, name), getattr(one, name)), name
+
+
+def test_a_wide_call_is_described_in_little_memory(monkeypatch):
+    """A copy of the patches per cluster would take 16 times the embeddings."""
+    from psi_engine.scores import describe
+
+    z = torch.randn(40, 20, 256, generator=torch.Generator().manual_seed(0))
+    config = ScoreConfig(replicates=2, k_min=8, k_max=8)
+    scores = score(z, config=config)
+    largest = []
+    gather = describe.fold_sum
+    monkeypatch.setattr(describe, "fold_sum", lambda x: largest.append(x.numel()) or gather(x))
+    describe_clusters(z, scores)
+    assert max(largest) < z.numel()
+
+
 def test_fewer_than_five_concepts_leave_empty_places(world):
     scores = score(world.embeddings, pool=world.pool, config=QUICK)
     got = describe_clusters(world.embeddings, scores, world.texts[:3])
