@@ -12,5 +12,12 @@ def permutation(batch: Batch, call: Call) -> NullSummary:
     if batch.labels is None or batch.q is None:
         raise ValueError("the permutation null needs labels")
     keys = call.keys("null.q.permutation", batch.ids)
-    draws = permutation_nmi(batch.assignments, batch.labels, keys, call.config.replicates)
+    draws = permutation_nmi(
+        batch.assignments,
+        batch.labels,
+        keys,
+        call.config.replicates,
+        backend=call.backend,
+        memory=call.memory,
+    )
     return summarise(batch.q, draws)
