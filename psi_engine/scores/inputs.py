@@ -111,7 +111,9 @@ def check_inputs(
         config,
         where,
     )
-    _check_bank(texts, bank, notes)
+    if config.d_null == "unrelated-text" and bank is not None:
+        _check_alike(concept_ids is not None, unrelated_concept_ids is not None)
+        _check_bank(texts, bank, notes)
     reference = _pool(pool, x, valid, where, notes)
     return Inputs(x, valid, known, ids, texts, bank, reference, where, tuple(notes))
 
@@ -208,9 +210,19 @@ def _texts(
     return texts
 
 
-def _check_bank(texts: Texts | None, bank: Texts | None, notes: list[str]) -> None:
-    if bank is None:
-        return
+def _check_alike(vocabulary_named: bool, bank_named: bool) -> None:
+    """Refuse concepts on one side and prompts on the other: draws would differ in size."""
+    if vocabulary_named != bank_named:
+        given, missing = ["concept_ids", "unrelated_concept_ids"][:: 1 if vocabulary_named else -1]
+        raise InputError(
+            "the vocabulary and the unrelated bank are not grouped alike",
+            got=f"{given} without {missing}",
+            expected="both (as many concepts are drawn as the vocabulary holds) or neither",
+            fix=f"pass {missing} too; arange where each prompt is a concept",
+        )
+
+
+def _check_bank(texts: Texts | None, bank: Texts, notes: list[str]) -> None:
     if texts is None:
         raise InputError(
             "unrelated_text_embeddings given without text_embeddings",

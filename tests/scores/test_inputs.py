@@ -11,6 +11,8 @@ from psi_engine.scores.score import score
 
 Z = torch.randn(3, 8, 6, generator=torch.Generator().manual_seed(0))
 T = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
+BANK = torch.randn(20, 6, generator=torch.Generator().manual_seed(2))
+UNRELATED = ScoreConfig(replicates=3, d_null="unrelated-text")
 QUICK = {"config": ScoreConfig(replicates=3)}
 
 
@@ -53,10 +55,31 @@ QUICK = {"config": ScoreConfig(replicates=3)}
         ),
         ({"text_embeddings": T, "concept_ids": torch.arange(3)}, "concept_ids has the wrong shape"),
         ({"concept_ids": torch.arange(4)}, "concept_ids given without text_embeddings"),
-        ({"unrelated_text_embeddings": T}, "given without text_embeddings"),
         (
-            {"text_embeddings": T, "unrelated_text_embeddings": T[:3]},
+            {"unrelated_text_embeddings": T, "config": UNRELATED},
+            "unrelated_text_embeddings given without text_embeddings",
+        ),
+        (
+            {"text_embeddings": T, "unrelated_text_embeddings": T[:3], "config": UNRELATED},
             "bank is smaller than the vocabulary; got 3 concepts for a vocabulary of 4",
+        ),
+        (
+            {
+                "text_embeddings": T,
+                "concept_ids": torch.tensor([0, 0, 1, 1]),
+                "unrelated_text_embeddings": BANK,
+                "config": UNRELATED,
+            },
+            "not grouped alike; got concept_ids without unrelated_concept_ids; expected both",
+        ),
+        (
+            {
+                "text_embeddings": T,
+                "unrelated_text_embeddings": BANK,
+                "unrelated_concept_ids": torch.arange(20) // 2,
+                "config": UNRELATED,
+            },
+            "got unrelated_concept_ids without concept_ids.*; pass concept_ids too",
         ),
         (
             {"pool": T},
@@ -148,3 +171,15 @@ def test_a_call_that_is_its_own_pool_is_never_refused():
     got = score(same, **QUICK)
     assert got.status == ("failed", "failed")
     assert any("the pool has 3 distinct rows" in note for note in got.notes)
+
+
+def test_a_bank_that_is_not_used_is_not_judged():
+    """One set of arguments serves every null: only unrelated-text draws from the bank."""
+    config = ScoreConfig(replicates=3, d_null="text-shuffle")
+    ids = torch.tensor([0, 0, 1, 1])
+    for bank in (BANK[:1].repeat(2, 1), BANK):
+        got = score(
+            Z, text_embeddings=T, concept_ids=ids, unrelated_text_embeddings=bank, config=config
+        )
+        assert not any("bank" in note for note in got.notes)
+    assert score(Z, unrelated_text_embeddings=BANK, config=config).d is None
