@@ -40,6 +40,15 @@ class ScoreTable:
         """Set a column at some rows."""
         self._columns[name][rows.cpu()] = values.cpu()
 
+    def fail(self, rows: Tensor, reason: str) -> None:
+        """Empty some rows, so that they count in no adjustment, and say why."""
+        for values in (*self._columns.values(), self.silhouettes):
+            values[rows] = torch.nan
+        self.n_clusters[rows] = 0
+        self.assignments[rows] = -1
+        for row in rows.tolist():
+            self.status[row], self.reason[row] = "failed", reason
+
     def put_components(
         self, rows: Tensor, observed: dict[str, Tensor], nulls: dict[str, NullSummary]
     ) -> Tensor:

@@ -201,8 +201,6 @@ def _score_batch(placed: _Placed, call: Call, table: ScoreTable) -> None:
         low, high = subsampling_interval(psi, draws)
         table.put("psi_low", rows, low)
         table.put("psi_high", rows, high)
-    for row in rows[torch.isnan(psi).cpu()].tolist():
-        table.status[row] = "failed"
-        table.reason[row] = (
-            f"s_null {config.s_null!r} does not apply: a patch points away from the mean direction"
-        )
+    refused = rows[torch.isnan(psi).cpu()]
+    reason = f"s_null {config.s_null!r} does not apply: a patch points away from the mean direction"
+    table.fail(refused, reason)

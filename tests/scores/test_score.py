@@ -186,6 +186,28 @@ def test_broken_channels_keep_a_row_and_a_reason(world):
     assert (got.assignments[4, :13] >= 0).all()
 
 
+def test_a_channel_its_null_refuses_is_empty_and_counts_in_no_adjustment(world):
+    config = ScoreConfig(replicates=40, s_null="rotation-tangent", subsamples=5)
+    z = world.embeddings.clone() + 2.0
+    z[3, 4:7] = -z[3, :3]  # opposite the others: no tangent plane holds them all
+    ids = torch.arange(12)
+    got = run(world, config, embeddings=z, channel_ids=ids)
+    assert got.status[3] == "failed"
+    assert "points away from the mean direction" in got.reason[3]
+    assert got.verdict[3] == "not scorable"
+    for name, column in zip(got.to_arrow().schema.names, got.to_arrow().columns, strict=True):
+        if name.startswith(("s", "q", "d", "psi", "log_psi", "clarity")) and name != "status":
+            assert column[3].as_py() is None or math.isnan(column[3].as_py()), name
+    assert got.n_clusters[3] == 0
+    assert (got.assignments[3] == -1).all()
+    assert torch.isnan(got.silhouettes[3]).all()
+    keep = ids != 3
+    assert all(got.status[c] == "ok" for c in ids[keep])
+    for part in ("s", "q", "d", "psi"):
+        p, adjusted = getattr(got, f"{part}_p")[keep], getattr(got, f"{part}_p_adj")[keep]
+        assert adjusted.tolist() == pytest.approx(statistics.adjusted(p.tolist(), "bh")), part
+
+
 def test_a_short_channel_scores_as_if_it_were_alone_with_its_patches(world):
     mask = torch.ones(12, 20, dtype=torch.bool)
     keep = torch.tensor([0, 2, 3, 5, 7, 8, 9, 11, 14, 15, 18, 19])
