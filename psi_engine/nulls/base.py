@@ -64,12 +64,20 @@ class Call:
     notes: list[str]
     tallies: dict[str, int] = field(default_factory=dict)
     _once: dict[Hashable, object] = field(default_factory=dict)
+    _latest: dict[Hashable, tuple[Hashable, object]] = field(default_factory=dict)
 
     def once(self, key: Hashable, compute: Callable[[], T]) -> T:
         """The value of ``compute()``, computed the first time the key is met in this call."""
         if key not in self._once:
             self._once[key] = compute()
         return self._once[key]  # type: ignore[return-value]
+
+    def latest(self, name: Hashable, key: Hashable, compute: Callable[[], T]) -> T:
+        """Like :meth:`once` for what is large: a new key under a name drops the one before it."""
+        if name not in self._latest or self._latest[name][0] != key:
+            self._latest.pop(name, None)  # before the new one is made: never both
+            self._latest[name] = key, compute()
+        return self._latest[name][1]  # type: ignore[return-value]
 
     def note(self, text: str) -> None:
         """Tell the caller something, once."""

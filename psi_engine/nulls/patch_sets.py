@@ -74,13 +74,16 @@ class _Sets(NamedTuple):
 
 
 def _sets(family: Family, n: int, call: Call) -> Iterator[_Sets]:
-    """The family's sets, in parts that fit the memory; kept where all of them fit at once."""
-    positions = call.once((family, "positions", n), lambda: family(n, call))
+    """The family's sets, in parts that fit the memory; kept where all of them fit at once.
+
+    Only those of the n asked for last: batches come n by n, and the tables made of them are small.
+    """
+    positions = call.latest((family, "positions"), n, lambda: family(n, call))
     parts = call.replicates().split(call.chunk(64 * n * n))
     for part in parts:
         keys = call.keys("null.sets.solve", n, part)
         if len(parts) == 1:
-            grams = call.once((family, "grams", n), lambda: _grams(positions, call))
+            grams = call.latest((family, "grams"), n, lambda: _grams(positions, call))
         else:
             grams = _grams(positions[part], call)
         yield _Sets(keys, positions[part], grams)

@@ -64,6 +64,26 @@ def test_a_table_is_drawn_once_per_call(monkeypatch):
     assert len(counted) == 1
 
 
+def test_sets_of_one_size_are_kept_at_a_time():
+    """A call may hold channels of any number of patches: what they leave must not pile up."""
+    call = make_call(normal(12, 90, 10), replicates=10)
+    kept = {}
+    for n in (8, 9, 10, 9):
+        kept.setdefault(n, []).append(separability_table(random_sets, n, call))
+        clarity_table(random_sets, n, call)
+
+    def held(values):
+        tensors = [x for x in values if isinstance(x, torch.Tensor)]
+        return sum(x.numel() for x in tensors) + sum(
+            held(x) for x in values if isinstance(x, tuple | list)
+        )
+
+    assert kept[9][0] is kept[9][1]  # tables, 10 numbers each, stay
+    tables = held(call._once.values())
+    assert tables == 2 * 3 * 10
+    assert held(call._latest.values()) == 10 * 10 + 10 * 10 * 10  # positions and Grams of n = 10
+
+
 def test_memory_changes_no_bit():
     pool, texts = normal(7, 90, 10), normal(8, 15, 10)
     results = []
