@@ -74,13 +74,18 @@ def permutation_p(reached: Tensor, replicates: int) -> Tensor:
     return (reached + 1).to(torch.float64) / (replicates + 1)
 
 
+def standardise(difference: Tensor, std: Tensor) -> Tensor:
+    """Difference from the null mean over σ + ε; 0 where both are below ε."""
+    z = difference / (std + EPSILON)
+    return torch.where((difference.abs() < EPSILON) & (std < EPSILON), 0.0, z)
+
+
 def calibrate(observed: Tensor, mean: Tensor, std: Tensor) -> Calibrated:
     """Standard score z = (x − μ)/(σ + ε) and its logistic.
 
     Where |x − μ| and σ are both below ε, z is 0. Any shapes that broadcast; NaN stays NaN.
     """
-    z = (observed - mean) / (std + EPSILON)
-    z = torch.where(((observed - mean).abs() < EPSILON) & (std < EPSILON), 0.0, z)
+    z = standardise(observed - mean, std)
     values = z.cpu().numpy()
     hat = torch.from_numpy(np.asarray(special.expit(values)))
     log_hat = torch.from_numpy(np.asarray(special.log_expit(values)))

@@ -17,7 +17,7 @@ from psi_engine.nulls.base import Batch, Call
 from psi_engine.nulls.patch_sets import clarity_table, distinctness_table, separability_table
 from psi_engine.ops.exact import cosines, fold_sum
 from psi_engine.ops.random import uniform
-from psi_engine.statistics import TIE, NullSummary, by_group, permutation_p
+from psi_engine.statistics import TIE, NullSummary, by_group, permutation_p, standardise
 
 MOST_ROWS = 8192
 """Rows of the pool among which neighbours are looked for: cost grows with its size."""
@@ -120,10 +120,10 @@ def compare_at(
     own, leverage = _fit(table_where, table_where, table, window)
     residual = (table - own) / (1 - leverage).clamp(min=0.1)
     variance = _local_mean(table_where, table_where, residual**2, window)
-    standard = residual / variance.sqrt().clamp(min=TIE)
+    standard = standardise(residual, variance.sqrt())
     mean, _ = _fit(at, table_where, table, window)
     std = _local_mean(at, table_where, residual**2, window).sqrt()
-    z = (observed - mean) / std.clamp(min=TIE)
+    z = standardise(observed - mean, std)
     ordered = torch.sort(standard).values
     reached = len(table) - torch.searchsorted(ordered, z - TIE)
     return NullSummary(mean, std, permutation_p(reached, len(table)))

@@ -63,3 +63,13 @@ def test_equal_mean_cosines_do_not_break_the_fit():
     table = normal(6, 60)
     got = compare_at(where[:1], table[:1], where, table, make_call())
     assert float(got.mean) == pytest.approx(float(table.mean()), abs=1e-12)
+
+
+def test_rounding_decides_no_p_where_the_table_has_no_spread():
+    """Every set scores 0: a channel that scores 0 but for rounding is like all of them."""
+    where = torch.rand(120, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    table = 1e-9 * normal(8, 120)
+    observed = torch.tensor([5e-8, 0.0, -5e-8, 0.1], dtype=torch.float64)
+    got = compare_at(where[:4], observed, where, table, make_call())
+    assert got.p[:3].tolist() == [1.0, 1.0, 1.0]
+    assert float(got.p[3]) == 1 / 121
