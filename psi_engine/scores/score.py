@@ -142,6 +142,14 @@ def _note_settings(inputs: Inputs, available: tuple[str, ...], call: Call) -> No
     config, patches = call.config, inputs.embeddings.shape[1]
     if "q" not in available:
         call.note("no labels: Q is unavailable and left out of PSI")
+    elif inputs.labels is not None:
+        known = ((inputs.labels >= 0) & inputs.mask).any(1)
+        unlabelled = int((inputs.mask.any(1) & ~known).sum())
+        if unlabelled:
+            call.note(
+                f"channels without a known label: {unlabelled}; their Q is 0 with p = 1, so PSI "
+                "cannot exceed chance"
+            )
     if "d" not in available:
         call.note("no text embeddings: D is unavailable and left out of PSI")
     if config.replicates < _FEW_REPLICATES:

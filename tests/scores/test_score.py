@@ -243,6 +243,17 @@ def test_unknown_labels_are_left_out_of_the_table(world):
     )
 
 
+def test_channels_without_any_label_are_counted(world):
+    labels, mask = world.labels.clone(), torch.ones(12, 20, dtype=torch.bool)
+    assert not any("known label" in note for note in run(world).notes)
+    labels[6] = labels[8] = -1
+    mask[8] = False  # no patches, so none to label
+    labels[2] = torch.where(torch.arange(20) < 3, labels[2], -1)
+    mask[2, :3] = False  # labels of patches that do not exist
+    notes = run(world, labels=labels, mask=mask).notes
+    assert any(note.startswith("channels without a known label: 2;") for note in notes)
+
+
 def test_intervals_hold_psi_and_are_wider_for_fewer_patches(world):
     config = ScoreConfig(replicates=40, subsamples=100)
     got = run(world, config)
