@@ -105,7 +105,8 @@ def test_bad_input_is_refused(arguments, message):
     [
         ({"replicates": 1}, "replicates is too small; got 1; expected at least 2"),
         ({"k_min": 1}, "k_min is too small"),
-        ({"k_max": 1}, "k_max is below k_min"),
+        ({"k_max": 1}, "k_max is too small"),
+        ({"k_min": 3, "k_max": 2}, "k_max is below k_min"),
         ({"s_null": "rotaton"}, "unknown s_null"),
         ({"q_null": "rotation"}, "unknown q_null"),
         ({"d_null": "rotation"}, "unknown d_null"),
