@@ -84,7 +84,8 @@ class ProgressScreen:
 
 def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
     """Draw the layers, the top channels, the notes and where time went."""
-    layers = _table("layer", "channels", *VERDICTS, "log PSI")
+    headings = (*VERDICTS[:-1], "unscored")  # shorter, so that 80 columns hold the table
+    layers = _table("layer", "channels", *headings, "log PSI")
     for row in summary["layers"]:
         counts = (str(row[name]) for name in ("channels", *VERDICTS))
         layers.add_row(row["layer"], *counts, _number(row["median_log_psi"]))
