@@ -208,7 +208,9 @@ def _run(options: dict[str, Any], as_json: bool, quiet: bool, closing: Any = Non
 
     config = RunConfig.from_options(**options)
     console = _console()
-    with _screen(console, quiet or as_json) as progress:
+    # Libraries announce their downloads on stdout, which belongs to the result.
+    chatter = contextlib.redirect_stdout(sys.stderr)
+    with chatter, _screen(console, quiet or as_json) as progress:
         result = run_pipeline(config, progress=progress)
     summary = summarise(result)
     if closing is not None:
