@@ -326,10 +326,9 @@ def _explain(scores: Scores, sites: LayerSites, config: MineConfig) -> Scores:
         elif status[row] == "ok" and count[row] < top_k:
             status[row], reason[row] = "short", f"scored on {count[row]} of {top_k} patches"
     notes = list(scores.notes)
-    if "short" in status:
-        most = int((sites.top.image_ids >= 0).sum(1).max())
-        said = f"at most {most} sites for K = {top_k}"
-        notes.append(f"{status.count('short')} channels are short: {said}")
+    short = [n for n, word in zip(count, status, strict=True) if word == "short"]
+    if short:
+        notes.append(f"{len(short)} channels are short: at most {max(short)} of {top_k} patches")
     if config.sites == "all":
         notes.append(
             "sites = all: several patches of one image raise S; the pool takes one an image first"

@@ -365,7 +365,7 @@ def test_fewer_images_than_k_are_scored_short_and_said(tmp_path: Path) -> None:
     assert {row["status"] for row in rows[:7]} == {"short"}
     assert {row["n_patches"] for row in rows[:7]} == {9}
     assert rows[0]["reason"] == "scored on 9 of 12 patches"
-    assert any("at most 9 sites for K = 12" in note for note in summarise(run)["notes"])
+    assert any("at most 9 of 12 patches" in note for note in summarise(run)["notes"])
 
 
 def test_channel_with_few_sites_is_short_and_with_none_fails(tmp_path: Path) -> None:
