@@ -400,3 +400,27 @@ def test_corrupt_images_are_skipped_and_listed(tmp_path: Path) -> None:
     assert stage["skipped"][0]["reason"]
     assert stage["skipped"][0]["image_id"] not in run.sites["image_id"].to_pylist()
     assert any("1 unreadable images skipped (green/0004.png" in n for n in summarise(run)["notes"])
+
+
+def test_paper_preset_runs_and_differs_from_the_calibrated_one(
+    finished: psi.Run, images: Path, tmp_path: Path
+) -> None:
+    options = {**OPTIONS, "data": str(images), "out": str(tmp_path), "image_size": 32}
+    for name in ("patch", "replicates", "pool"):
+        options.pop(name)
+    run = psi.run(psi.RunConfig.from_options(preset="paper", **options))
+    config = run.manifest["config"]
+    assert config["score"]["d_null"] == "unrelated-text"
+    assert config["mine"]["sites"] == "all"
+    fields = run.manifest["stages"]["patches"]["fields"]
+    assert fields["conv2"]["size"] == [7, 7]  # two 3 × 3 convolutions of stride 2
+    assert fields["conv2"]["source"] == "graph"
+    rows = run.channels.to_pylist()
+    assert rows[1]["s_p"] >= 1 / 21
+    assert rows[1]["d"] is not None
+    assert rows[1]["psi"] == pytest.approx(
+        rows[1]["s_hat"] * rows[1]["q_hat"] * rows[1]["d_hat"], abs=1e-9
+    )
+    said = " ".join(summarise(run)["notes"])
+    assert "1/21" in said
+    assert rows[1]["s_null_mean"] != finished.channels.to_pylist()[1]["s_null_mean"]
