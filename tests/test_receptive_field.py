@@ -110,6 +110,26 @@ def test_other_networks_follow_the_recursion(name: str, path: list, side: int) -
     assert found.source == "graph"
 
 
+@pytest.mark.parametrize(
+    "activation",
+    [
+        nn.ReLU6(inplace=True),
+        nn.ELU(inplace=True),
+        nn.LeakyReLU(0.1, inplace=True),
+        nn.Mish(inplace=True),
+        nn.Hardswish(inplace=True),
+        nn.Threshold(0.1, 0.0, inplace=True),
+        nn.PReLU(),
+        nn.GELU(),
+    ],
+    ids=lambda module: type(module).__name__,
+)
+def test_activations_leave_the_graph_readable(activation: nn.Module) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), activation, nn.Conv2d(4, 4, 3, padding=1))
+    found = field(net, "2", 32)
+    assert (found.size, found.source) == ((5, 5), "graph")
+
+
 class Residual(nn.Module):
     def __init__(self, kernel: int, dilation: int) -> None:
         super().__init__()

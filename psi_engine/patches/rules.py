@@ -377,8 +377,9 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(
         (
             *("clone", "_to_copy", "detach", "alias", "contiguous", "copy_", "lift_fresh"),
-            # Without the pointwise tag in torch:
+            # Without the pointwise tag in one torch or another (2.11 tags fewer than 2.15):
             *("hardswish", "hardswish_", "hardsigmoid", "hardsigmoid_", "native_dropout"),
+            *("elu_", "gelu_", "hardtanh_", "leaky_relu_", "mish_", "threshold_", "_prelu_kernel"),
         ),
         _pointwise,
     ),
