@@ -91,9 +91,21 @@ def unit_rows(x: Tensor) -> UnitRows:
     )
 
 
-def _unit(x: Tensor) -> UnitRows:
+def has_direction(x: Tensor) -> Tensor:
+    """Which rows (..., dim) are finite and not zero, bool (...): those that unit_rows can use."""
+    largest = _largest(x)[..., 0]
+    return torch.isfinite(largest) & (largest > 0)
+
+
+def _largest(x: Tensor) -> Tensor:
+    if x.element_size() == 1:  # nothing is computed in 8 bits
+        x = x.to(torch.float32)
     low, high = torch.aminmax(x, dim=-1, keepdim=True)
-    largest = torch.maximum(-low, high).to(torch.float64)
+    return torch.maximum(-low, high).to(torch.float64)
+
+
+def _unit(x: Tensor) -> UnitRows:
+    largest = _largest(x)
     finite = torch.isfinite(largest)
     nonzero = finite & (largest > 0)
     y = x.to(torch.float64)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from psi_engine.errors import InputError
 from psi_engine.ops.exact import cosines, fold_sum, gram, unit_rows
+from psi_engine.scores.arrays import as_tensor
 from psi_engine.scores.distinctness import Texts, cluster_sums, texts_at_level
-from psi_engine.scores.inputs import as_tensor
 from psi_engine.types import Clusters, Scores
 
 TOP_CONCEPTS = 5

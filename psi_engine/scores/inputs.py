@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from psi_engine.config import ScoreConfig
 from psi_engine.errors import InputError
 from psi_engine.ops.backend import resolve_device
-from psi_engine.ops.exact import row_keys, unit_rows
+from psi_engine.ops.exact import has_direction, row_keys, unit_rows
+from psi_engine.scores.arrays import booleans, floats, integers, row_slices
 from psi_engine.scores.distinctness import Texts, texts_at_level
 from psi_engine.scores.pool import Pool
 
 LEAST_PATCHES = 4
 """Fewer patches have no clusters to test."""
 
-_ROWS_AT_ONCE = 512
+_HASHED = 512
+# Sets hashed together while different rows are counted: the count is usually reached in the first.
+
+
+class Labels(NamedTuple):
+    """values : integer (channels, patches), where the caller left them.
+
+    labelled, unlabelled : channels with patches that have a known label, and without one.
+    """
+
+    values: Tensor
+    labelled: int
+    unlabelled: int
 
 
 @dataclass(frozen=True)
@@ -29,7 +40,7 @@ class Inputs:
 
     embeddings: Tensor  # floating (channels, patches, dim)
     mask: Tensor  # bool (channels, patches)
-    labels: Tensor | None  # int64 (channels, patches)
+    labels: Labels | None
     channel_ids: Tensor | None  # int64 (channels,)
     texts: Texts | None
     unrelated: Texts | None
@@ -61,7 +72,7 @@ def check_inputs(
         The device is not there.
     """
     notes: list[str] = []
-    x = _floats("embeddings", embeddings)
+    x = floats("embeddings", embeddings)
     if x.ndim != 3:
         hint = "add a channel axis with [None]" if x.ndim == 2 else None
         raise InputError(
@@ -90,15 +101,9 @@ def check_inputs(
         )
     stay = device == "auto" and x.device.type == "cuda"
     where = x.device if stay else resolve_device(device)
-    valid = _shaped("mask", mask, (channels, patches), x.device, torch.bool)
-    if valid is None:
-        valid = torch.ones(channels, patches, dtype=torch.bool, device=x.device)
-    known = _integers("labels", labels, (channels, patches), x.device)
-    if known is not None and bool((known < -1).any()):
-        raise InputError(
-            "labels below -1", got=int(known.min()), expected="-1 (unknown) or a class ≥ 0"
-        )
-    ids = _integers("channel_ids", channel_ids, (channels,), x.device)
+    valid = _mask(mask, (channels, patches), x.device)
+    known = _labels(labels, valid)
+    ids = _channel_ids(channel_ids, channels)
     texts = _texts(
         "text_embeddings", text_embeddings, concept_ids, "concept_ids", dim, config, where
     )
@@ -118,55 +123,45 @@ def check_inputs(
     return Inputs(x, valid, known, ids, texts, bank, reference, where, tuple(notes))
 
 
-def as_tensor(name: str, value: Any) -> Tensor:
-    """A tensor that shares memory with a torch tensor, NumPy array or DLPack producer."""
-    if isinstance(value, Tensor):
-        return value.detach()
-    if isinstance(value, np.ndarray):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # read-only arrays: never written to
-                return torch.from_numpy(np.ascontiguousarray(value))
-        except TypeError as error:
-            raise InputError(f"{name} has an unsupported dtype", got=value.dtype) from error
-    if hasattr(value, "__dlpack__"):
-        return torch.from_dlpack(value)
-    raise InputError(
-        f"{name} is not an array",
-        got=type(value).__name__,
-        expected="a torch tensor, a NumPy array or an object with __dlpack__",
-    )
+def _mask(mask: object, shape: tuple[int, int], device: torch.device) -> Tensor:
+    if mask is None:
+        return torch.ones(1, 1, dtype=torch.bool, device=device).expand(shape)
+    return booleans("mask", mask, shape)
 
 
-def _floats(name: str, value: object) -> Tensor:
-    tensor = as_tensor(name, value)
-    if not tensor.is_floating_point():
-        raise InputError(f"{name} must be floating point", got=tensor.dtype)
-    return tensor
-
-
-def _shaped(
-    name: str, value: object, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
-) -> Tensor | None:
+def _channel_ids(value: object, channels: int) -> Tensor | None:
     if value is None:
         return None
-    tensor = as_tensor(name, value)
-    if tuple(tensor.shape) != shape:
-        raise InputError(f"{name} has the wrong shape", got=tuple(tensor.shape), expected=shape)
-    if tensor.dtype != dtype:
-        raise InputError(f"{name} has the wrong dtype", got=tensor.dtype, expected=dtype)
-    return tensor.to(device)
+    ids = integers("channel_ids", value, (channels,)).to(torch.int64)
+    found, times = torch.unique(ids, return_counts=True)
+    if len(found) < channels:
+        raise InputError(
+            "channel_ids are not distinct",
+            got=f"{int(found[times > 1][0])} {int(times.max())} times",
+            expected="a number of its own for each channel: equal ones would draw equal nulls",
+            fix="number the channels, or leave channel_ids out",
+        )
+    return ids
 
 
-def _integers(
-    name: str, value: object, shape: tuple[int, ...], device: torch.device
-) -> Tensor | None:
-    if value is None:
+def _labels(labels: object, valid: Tensor) -> Labels | None:
+    """Check labels chunk by chunk, and count whose patches have any."""
+    if labels is None:
         return None
-    tensor = as_tensor(name, value)
-    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
-        raise InputError(f"{name} must be integers", got=tensor.dtype, expected="int64")
-    return _shaped(name, tensor.to(torch.int64), shape, device, torch.int64)
+    values = integers("labels", labels, tuple(valid.shape))
+    labelled = alive = 0
+    for rows in row_slices(len(values), 16 * values.shape[1]):
+        part, there = values[rows].to(torch.int64), valid[rows].to(values.device)
+        if bool((part < -1).any()):
+            raise InputError(
+                "labels below -1",
+                got=int(part.min()),
+                expected="-1 (unknown) or a class ≥ 0",
+                fix="mark unknown classes by -1",
+            )
+        labelled += int(((part >= 0) & there).any(1).sum())
+        alive += int(there.any(1).sum())
+    return Labels(values, labelled, alive - labelled)
 
 
 def _texts(
@@ -182,7 +177,7 @@ def _texts(
         if concept_ids is not None:
             raise InputError(f"{ids_name} given without {name}", fix=f"pass {name} too")
         return None
-    x = _floats(name, embeddings)
+    x = floats(name, embeddings)
     if x.ndim != 2 or x.shape[1] != dim:
         raise InputError(
             f"{name} do not fit the embeddings",
@@ -196,9 +191,10 @@ def _texts(
             got=len(x),
             expected="at least 2 (D compares prompts with each other)",
         )
-    ids = _integers(ids_name, concept_ids, (len(x),), device)
-    if ids is None:
+    if concept_ids is None:
         ids = torch.arange(len(x), device=device)
+    else:
+        ids = integers(ids_name, concept_ids, (len(x),)).to(device, torch.int64)
     texts = texts_at_level(x.to(device), ids, config.d_level, name)
     if len(texts.rows) < 2:
         raise InputError(
@@ -247,19 +243,19 @@ def _pool(pool: object, x: Tensor, valid: Tensor, device: torch.device, notes: l
     patches, dim = x.shape[1:]
     if pool is None:
         notes.append("no pool given: the pool is every embedding of this call")
-        source, allowed = x.reshape(-1, dim), valid.reshape(-1)
+        source, allowed = x, valid
     else:
-        source = _floats("pool", pool)
-        if source.ndim != 2 or source.shape[1] != dim:
+        flat = floats("pool", pool)
+        if flat.ndim != 2 or flat.shape[1] != dim:
             raise InputError(
-                "pool does not fit the embeddings", got=tuple(source.shape), expected=f"(n, {dim})"
+                "pool does not fit the embeddings",
+                got=tuple(flat.shape),
+                expected=f"(n, {dim})",
+                fix="embed the pool with the encoder of the patches, one row each",
             )
-        allowed = torch.ones(len(source), dtype=torch.bool, device=source.device)
-    nonzero, keys = _directions(source)
-    usable = allowed & nonzero
-    left_out = int(allowed.sum() - usable.sum())
-    reference = Pool(source, usable, device)
-    distinct = len(torch.unique(keys[usable]))
+        source = flat[:, None]
+        allowed = torch.ones(1, 1, dtype=torch.bool, device=flat.device).expand(len(flat), 1)
+    reference, broken, distinct = survey(source, allowed, 10 * patches, device)
     need = int(valid.sum(1).max())
     if pool is not None and distinct < need:
         raise InputError(
@@ -268,8 +264,8 @@ def _pool(pool: object, x: Tensor, valid: Tensor, device: torch.device, notes: l
             expected=f"at least {need} distinct rows, better {10 * patches}",
             fix="pass more reference patches",
         )
-    if pool is not None and left_out:
-        notes.append(f"{left_out} pool rows are NaN, infinite or zero and were left out")
+    if pool is not None and broken:
+        notes.append(f"{broken} pool rows are NaN, infinite or zero and were left out")
     if distinct < 10 * patches:
         notes.append(
             f"the pool has {distinct} distinct rows, fewer than ten times the {patches} patches "
@@ -278,12 +274,36 @@ def _pool(pool: object, x: Tensor, valid: Tensor, device: torch.device, notes: l
     return reference
 
 
-def _directions(source: Tensor) -> tuple[Tensor, Tensor]:
-    """Which rows (n, dim) have a direction, bool (n,), and a hash of it, int64 (n,)."""
-    nonzero = torch.zeros(len(source), dtype=torch.bool, device=source.device)
-    keys = torch.zeros(len(source), dtype=torch.int64, device=source.device)
-    for start in range(0, len(source), _ROWS_AT_ONCE):
-        part = slice(start, start + _ROWS_AT_ONCE)
-        unit = unit_rows(source[part])
-        nonzero[part], keys[part] = unit.nonzero, row_keys(unit.rows)
-    return nonzero, keys
+def survey(
+    source: Tensor, allowed: Tensor, enough: int, device: torch.device
+) -> tuple[Pool, int, int]:
+    """Look through possible pool rows once, a few MiB at a time.
+
+    Parameters
+    ----------
+    source : Tensor, floating (sets, rows, dim)
+    allowed : Tensor, bool (sets, rows)
+        Rows that exist.
+    enough : int
+        Different rows are counted up to here: hashing every row of a large call is not needed.
+
+    Returns
+    -------
+    tuple of Pool, int and int
+        The usable rows, how many allowed ones have no direction, and how many different ones
+        there are (all of them, or at least ``enough``).
+    """
+    sets, rows, dim = source.shape
+    missing, broken = [torch.empty(0, dtype=torch.int64)], 0
+    seen = torch.empty(0, dtype=torch.int64, device=source.device)
+    for part in row_slices(sets, rows * dim * source.element_size()):
+        there = allowed[part].to(source.device)
+        usable = there & has_direction(source[part])
+        broken += int((there & ~usable).sum())
+        missing.append(torch.nonzero(~usable.flatten()).squeeze(1).cpu() + part.start * rows)
+        if len(seen) < enough:
+            for held, good in zip(source[part].split(_HASHED), usable.split(_HASHED), strict=True):
+                seen = torch.unique(torch.cat([seen, row_keys(unit_rows(held[good]).rows)]))
+                if len(seen) >= enough:
+                    break
+    return Pool(source, torch.cat(missing), device), broken, len(seen)

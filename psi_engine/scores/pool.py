@@ -9,36 +9,54 @@ from psi_engine.ops.exact import unit_rows
 
 _KEPT = 1 << 28
 # Bytes of normalised rows worth keeping: a usual pool of a few thousand rows is read many times.
+_READ = 512
 
 
 class Pool:
-    """Usable rows of a (n, dim) array, read and normalised when asked for.
+    """Usable rows of a (sets, rows, dim) array, read and normalised when asked for.
 
-    The rows stay where the caller holds them: with ``pool=None`` they are every embedding of the
-    call, which would not fit twice.
+    The rows stay where the caller holds them, in whatever layout: with ``pool=None`` they are
+    every embedding of the call, which would not fit twice, nor would an index of them all.
     """
 
-    def __init__(self, source: Tensor, usable: Tensor, device: torch.device) -> None:
-        """Keep a view of ``source`` (n, dim) and the indices of its ``usable`` (n,) rows."""
+    def __init__(self, source: Tensor, missing: Tensor, device: torch.device) -> None:
+        """Keep a view of ``source``.
+
+        Parameters
+        ----------
+        source : Tensor, floating (sets, rows, dim)
+        missing : Tensor, int64 (m,)
+            Ascending positions among the sets · rows that must not be drawn.
+        device : torch.device
+            Where the rows are wanted.
+        """
         self._source = source
-        self._index = torch.nonzero(usable)[:, 0]
+        # a position minus the missing ones before it: what usable row would have stood there
+        self._gaps = (missing - torch.arange(len(missing), device=missing.device)).to(source.device)
         self._units: Tensor | None = None
+        self._kept = _KEPT
         self.device = device
-        self.dim = source.shape[1]
+        self.dim = source.shape[-1]
 
     def __len__(self) -> int:
-        return len(self._index)
+        return self._source.shape[0] * self._source.shape[1] - len(self._gaps)
+
+    def keep_within(self, memory: int) -> None:
+        """Keep normalised rows only where they fit so many bytes."""
+        self._kept = min(_KEPT, memory)
 
     def take(self, index: Tensor) -> Tensor:
         """Grid unit rows, float32 (..., dim) on the scoring device, for positions (...)."""
-        if self._units is None and len(self) * self.dim * 4 <= _KEPT:
-            parts = [self._read(part) for part in self._index.split(512)]
-            self._units = torch.cat(parts)
+        if self._units is None and len(self) * self.dim * 4 <= self._kept:
+            everything = torch.arange(len(self), device=self._source.device)
+            self._units = torch.empty(len(self), self.dim, device=self.device)
+            for part in everything.split(_READ):
+                self._units[part.to(self.device)] = self._read(part)
         if self._units is not None:
             return self._units[index.to(self.device)]
-        return self._read(self._index[index.to(self._index.device).flatten()]).unflatten(
-            0, index.shape
-        )
+        return self._read(index.to(self._source.device).flatten()).unflatten(0, index.shape)
 
-    def _read(self, where: Tensor) -> Tensor:
-        return unit_rows(self._source[where].to(self.device)).rows
+    def _read(self, usable: Tensor) -> Tensor:
+        place = usable + torch.searchsorted(self._gaps, usable, right=True)
+        rows = self._source.shape[1]
+        return unit_rows(self._source[place // rows, place % rows].to(self.device)).rows

@@ -24,6 +24,9 @@ from psi_engine.statistics import subsampling_interval
 from psi_engine.types import Progress, Scores
 
 _MOST_CHANNELS = 4096
+_MOST_WORK = 10**9
+# Entries of Gram matrices that are looked at between two calls of progress: a few seconds.
+_PER_CHANNEL = ("rotation-samples", "rotation-tangent")
 _FEW_REPLICATES = 200
 
 
@@ -104,23 +107,24 @@ def score(
         config,
         device,
     )
+    memory = memory_budget(inputs.device, config.memory)
+    inputs.pool.keep_within(memory // 8)
     call = Call(
         config=config,
         device=inputs.device,
         backend=resolve_backend(backend, inputs.device),
-        memory=memory_budget(inputs.device, config.memory),
+        memory=memory // 2,
         pool=inputs.pool,
         texts=inputs.texts,
         unrelated=inputs.unrelated,
         notes=list(inputs.notes),
     )
-    labelled = inputs.labels is not None and bool((inputs.labels[inputs.mask] >= 0).any())
+    labelled = inputs.labels is not None and inputs.labels.labelled > 0
     available = ("s", *(("q",) if labelled else ()), *(("d",) if inputs.texts else ()))
     _note_settings(inputs, available, call)
-    channels, patches, dim = inputs.embeddings.shape
+    channels, patches, _ = inputs.embeddings.shape
     table = ScoreTable(channels, patches, available)
-    each = patches * (24 * dim + 32 * patches + 64 * config.k_max)
-    step = min(_MOST_CHANNELS, call.chunk(4 * each))
+    step = channels_at_once(inputs.embeddings, config, memory // 4)
     for start in range(0, channels, step):
         part = slice(start, min(start + step, channels))
         for batch in _batches(inputs, part, call, table):
@@ -129,6 +133,21 @@ def score(
             progress("score", part.stop, channels)
     counted = [f"{count} {text}" for text, count in call.tallies.items()]
     return table.finish(config, (*call.notes, *counted))
+
+
+def channels_at_once(embeddings: Tensor, config: ScoreConfig, memory: int) -> int:
+    """How many channels travel together: what fits, and what takes no longer than seconds.
+
+    A channel holds its rows as given and thrice as units, its Gram matrix, and its draws with
+    the temporaries of their moments.
+    """
+    _, patches, dim = embeddings.shape
+    each = patches * (dim * (12 + embeddings.element_size()) + 8 * patches + 256)
+    each += 40 * (config.replicates + config.subsamples)
+    solves = config.replicates + 1 if config.s_null in _PER_CHANNEL else 1
+    tries = config.restarts * (config.k_max - config.k_min + 1)
+    work = patches**2 * (solves * tries + config.subsamples) + 8 * patches * config.replicates
+    return max(1, min(_MOST_CHANNELS, memory // each, _MOST_WORK // work))
 
 
 class _Placed(NamedTuple):
@@ -142,14 +161,11 @@ def _note_settings(inputs: Inputs, available: tuple[str, ...], call: Call) -> No
     config, patches = call.config, inputs.embeddings.shape[1]
     if "q" not in available:
         call.note("no labels: Q is unavailable and left out of PSI")
-    elif inputs.labels is not None:
-        known = ((inputs.labels >= 0) & inputs.mask).any(1)
-        unlabelled = int((inputs.mask.any(1) & ~known).sum())
-        if unlabelled:
-            call.note(
-                f"channels without a known label: {unlabelled}; their Q is 0 with p = 1, so PSI "
-                "cannot exceed chance"
-            )
+    elif inputs.labels is not None and inputs.labels.unlabelled:
+        call.note(
+            f"channels without a known label: {inputs.labels.unlabelled}; their Q is 0 with p = 1, "
+            "so PSI cannot exceed chance"
+        )
     if "d" not in available:
         call.note("no text embeddings: D is unavailable and left out of PSI")
     if config.replicates < _FEW_REPLICATES:
@@ -177,7 +193,7 @@ def _batches(inputs: Inputs, part: slice, call: Call, table: ScoreTable) -> Iter
     table.n_patches[part] = count.cpu()
     labels = None
     if inputs.labels is not None and "q" in table.available:
-        labels = inputs.labels[part].to(call.device)
+        labels = inputs.labels.values[part].to(call.device, torch.int64)
     for n in torch.unique(count[scorable]).tolist():
         rows = torch.nonzero(scorable & (count == n))[:, 0]
         # valid patches to the front, in their order

@@ -24,7 +24,7 @@ def make_call(pool=None, texts=None, bank=None, memory=1 << 30, **settings):
         device=CPU,
         backend="numba",
         memory=memory,
-        pool=Pool(rows, torch.ones(len(rows), dtype=torch.bool), CPU),
+        pool=Pool(rows[:, None], torch.empty(0, dtype=torch.int64), CPU),
         texts=text(texts),
         unrelated=text(bank),
         notes=[],

@@ -6,7 +6,7 @@ import torch
 
 from psi_engine.config import ScoreConfig
 from psi_engine.errors import DeviceError, InputError
-from psi_engine.scores.inputs import as_tensor
+from psi_engine.scores.arrays import as_tensor
 from psi_engine.scores.score import score
 
 Z = torch.randn(3, 8, 6, generator=torch.Generator().manual_seed(0))
