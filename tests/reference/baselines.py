@@ -35,3 +35,18 @@ def within_and_between(z, labels):
         for j in range(i + 1, len(z)):
             pairs[bool(labels[i] == labels[j])].append(np.linalg.norm(z[i] - z[j]))
     return np.mean(pairs[True]), np.mean(pairs[False])
+
+
+def scaled(a):
+    return (a - a.min()) / (a.max() - a.min())
+
+
+def right_answer(query_high, query_low, high, low, temperature=None):
+    """Probability that a softmax over matched and mismatched similarity answers rightly."""
+    table = [[cosine(q, e) for e in [*high, *low]] for q in (query_high, query_low)]
+    n = len(high)
+    matched = np.mean(table[0][:n]) + np.mean(table[1][n:])
+    mismatched = np.mean(table[0][n:]) + np.mean(table[1][:n])
+    scale = np.std(table) if temperature is None else temperature
+    right, wrong = np.exp(matched / scale), np.exp(mismatched / scale)
+    return right / (right + wrong)
