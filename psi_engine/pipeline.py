@@ -261,7 +261,7 @@ def _score(
         )
         scores = _explain(scores, sites, config.mine)
         clusters = describe_clusters(z, scores, texts.embeddings, texts.concept_ids)
-        peers = measure_all(z, _unit_range(sites)[:, : z.shape[1]], mask.all(1))
+        peers = measure_all(z, sites.unit_range[:, : z.shape[1]], mask.all(1))
         notes[layer] = list(scores.notes)
         side = inputs.model.preprocess.image_size
         boxes = {
@@ -306,12 +306,6 @@ def _site_labels(labels: Tensor | None, image_ids: Tensor) -> Tensor | None:
     if labels is None:
         return None
     return torch.where(image_ids >= 0, labels[image_ids.clamp(min=0)], -1)
-
-
-def _unit_range(sites: LayerSites) -> Tensor:
-    """Scale the top activations to [0, 1] by each channel's range over the data."""
-    low, high = sites.stats.minimum[:, None], sites.stats.maximum[:, None]
-    return ((sites.top.values - low) / (high - low)).nan_to_num(0.0)
 
 
 def _explain(scores: Scores, sites: LayerSites, config: MineConfig) -> Scores:

@@ -131,6 +131,12 @@ class LayerSites:
         """Columns of the top sites, int32 (channels, top_k)."""
         return self.top.v
 
+    @property
+    def unit_range(self) -> Tensor:
+        """Top activations scaled to [0, 1] by each channel's range over the data; 0 if empty."""
+        low, high = self.stats.minimum[:, None], self.stats.maximum[:, None]
+        return ((self.top.values - low) / (high - low)).nan_to_num(0.0)
+
 
 class Mined(Mapping[str, LayerSites]):
     """Mined sites by layer name, in the order the layers were asked for."""

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from psi_engine.demo.planted import planted_kinds
+from psi_engine.detection import rank_auroc
 from psi_engine.errors import InputError
 from psi_engine.types import Scores
 
@@ -62,30 +63,6 @@ def auroc(
             low = np.where(np.isnan(values[kind == other]), np.inf, values[kind == other])
             result[name][other] = rank_auroc(high, low)
     return result
-
-
-def rank_auroc(high: ArrayLike, low: ArrayLike) -> float:
-    """Probability that a draw of ``high`` exceeds a draw of ``low``, ties counting half.
-
-    Parameters
-    ----------
-    high, low : array
-        (n,) and (m,), without NaN; the Mann–Whitney statistic over n·m is returned.
-
-    Raises
-    ------
-    InputError
-        One of them is empty.
-    """
-    above = np.sort(np.asarray(low, np.float64).ravel())
-    points = np.asarray(high, np.float64).ravel()
-    if not len(above) or not len(points):
-        raise InputError(
-            "AUROC needs units of both kinds", got=f"{len(points)} against {len(above)}"
-        )
-    left = np.searchsorted(above, points, "left")
-    right = np.searchsorted(above, points, "right")
-    return float((left + right).sum() / (2 * len(points) * len(above)))
 
 
 def _measures(scores: Scores | pa.Table | ArrayLike) -> dict[str, NDArray[np.float64]]:

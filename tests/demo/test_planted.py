@@ -14,8 +14,9 @@ from psi_engine.demo.planted import (
     planted_classes,
     planted_kinds,
 )
-from psi_engine.demo.truth import auroc, rank_auroc
+from psi_engine.demo.truth import auroc
 from psi_engine.demo.world import CLASSES
+from psi_engine.detection import rank_auroc
 from psi_engine.errors import InputError
 
 SIZES = {"mono": 1, "poly2": 2, "poly3": 3, "poly5": 5, "random": 0}

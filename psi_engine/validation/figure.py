@@ -1,0 +1,81 @@
+"""The figure of the ground truth, drawn from its table and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from psi_engine.artifacts import atomic
+from psi_engine.validation.headline import headline
+from psi_engine.validation.plan import RELATIONS
+
+_COLOURS = {"unrelated": "#1b5e8c", "related": "#c77b2b"}
+_INK = "#333333"
+_ROW = 0.2
+# Inches per measure.
+
+
+def draw(table: pa.Table, stem: Path) -> list[Path]:
+    """Draw the worst contrast of each measure on held-out classes, with its interval.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        As :func:`psi_engine.validation.contrasts.judge` gives it, of one suite or more.
+    stem : Path
+        Files are ``stem.png`` and ``stem.svg``.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    suites = table["suite"].unique().to_pylist()
+    listed = [headline(table, suite) for suite in suites]
+    height = 1.2 + _ROW * max(map(len, listed))
+    with matplotlib.rc_context({"svg.hashsalt": "psi-engine", "font.size": 7}):
+        figure = Figure(figsize=(6.4 * len(suites), height), layout="constrained")
+        FigureCanvasAgg(figure)
+        panels = figure.subplots(1, len(suites), squeeze=False)[0]
+        for panel, suite, rows in zip(panels, suites, listed, strict=True):
+            _panel(panel, suite, rows)
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper right", ncols=2, frameon=False)
+        figure.suptitle("held-out classes, 95 % bootstrap intervals", x=0.01, ha="left", color=_INK)
+        files = []
+        for ending, facts in (("png", {"Software": None}), ("svg", {"Date": None})):
+            path = stem.with_name(f"{stem.name}.{ending}")
+            with atomic(path) as temporary:
+                figure.savefig(temporary, format=ending, dpi=160, metadata=facts)
+            files.append(path)
+    return files
+
+
+def _panel(panel: Any, suite: str, rows: list[dict[str, Any]]) -> None:
+    there = [r for r in RELATIONS if any(r in row for row in rows)]
+    for place, row in enumerate(rows):
+        for offset, relation in enumerate(there):
+            if relation not in row:
+                continue
+            y = place + 0.22 * (offset - (len(there) - 1) / 2)
+            colour = _COLOURS[relation]
+            ends = (row[f"{relation}_low"], row[f"{relation}_high"])
+            panel.plot(ends, (y, y), color=colour, linewidth=1.1, alpha=0.55)
+            panel.plot(
+                row[relation], y, "o", color=colour, markersize=3.2,
+                label=f"{relation} classes" if place == 0 else None,
+            )  # fmt: skip
+        if place and rows[place - 1]["family"] != row["family"]:
+            panel.axhline(place - 0.5, color="#dddddd", linewidth=0.8)
+    panel.axvline(0.5, color="#bbbbbb", linewidth=0.8, linestyle=":")
+    panel.set_yticks(range(len(rows)), [row["measure"] for row in rows], color=_INK)
+    panel.set_ylim(len(rows) - 0.4, -0.6)
+    panel.set_xlim(-0.02, 1.02)
+    panel.set_xlabel("AUROC of the worst contrast", color=_INK)
+    panel.set_title(suite, loc="left", color=_INK, fontsize=9)
+    panel.tick_params(length=0, colors=_INK)
+    panel.grid(axis="x", color="#eeeeee", linewidth=0.6)
+    panel.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        panel.spines[side].set_visible(False)
