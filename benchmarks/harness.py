@@ -1,0 +1,212 @@
+"""What every benchmark here shares: clocks, peak memory, the machine's facts, result files.
+
+Works that are compared take turns, so that a slow minute of the machine falls on all of them;
+what is reported is the median of the rounds with its 20th and 80th percentile, and ratios are
+taken within a round before the median is.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+PACKAGES = ("torch", "numpy", "scipy", "numba", "scikit-learn", "faiss-gpu", "faiss-cpu")
+RESULTS = Path("benchmarks/results")
+_HERE = Path(__file__).parent
+
+
+class Work(NamedTuple):
+    """Something to time: ``run`` in every round, ``warm_up`` (None = ``run``) once before."""
+
+    run: Callable[[], Any]
+    warm_up: Callable[[], Any] | None = None
+
+
+class Round(NamedTuple):
+    """One timed call: its wall seconds and what it returned."""
+
+    seconds: float
+    value: Any
+
+
+class Spread(NamedTuple):
+    """20th, 50th and 80th percentile."""
+
+    p20: float
+    p50: float
+    p80: float
+
+    def __str__(self) -> str:
+        return f"{self.p50:.4g} [{self.p20:.4g}, {self.p80:.4g}]"
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Percentiles of some measurements."""
+    return Spread(*(float(x) for x in np.percentile(values, (20, 50, 80))))
+
+
+def interleave(works: Mapping[str, Work], rounds: int) -> dict[str, list[Round]]:
+    """Warm every work up, then let them take turns, in an order that reverses every round."""
+    for work in works.values():
+        (work.warm_up or work.run)()
+    taken: dict[str, list[Round]] = {name: [] for name in works}
+    for turn in range(rounds):
+        for name in list(works)[:: -1 if turn % 2 else 1]:
+            taken[name].append(timed(works[name].run))
+    return taken
+
+
+def timed(run: Callable[[], Any]) -> Round:
+    """Call once, with the GPU's queue empty at both ends if there is one in use."""
+    synchronize()
+    started = time.perf_counter()
+    value = run()
+    synchronize()
+    return Round(time.perf_counter() - started, value)
+
+
+def synchronize() -> None:
+    """Wait for the GPU, if this process has used one."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def in_fresh_process(work: Callable[..., Any], *arguments: Any) -> tuple[Any, int]:
+    """What ``work(*arguments)`` returns in a process of its own, and that process's peak bytes.
+
+    The peak counts everything resident: interpreter, libraries, data and work.
+    """
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_with_peak, (work, arguments))
+
+
+def _with_peak(work: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, int]:
+    value = work(*arguments)
+    return value, peak_memory()
+
+
+def peak_memory() -> int:
+    """Most bytes this process ever had resident.
+
+    ``ru_maxrss`` of a child also counts what its parent held at the fork, so Linux's own count of
+    this process comes first.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def machine() -> dict[str, Any]:
+    """Device, cores, thread counts, versions and commit: what a figure depends on."""
+    import numba
+    import torch
+
+    return {
+        "commit": _git("rev-parse", "--short=12", "HEAD"),
+        "changed_since": bool(_git("status", "--porcelain", "--", "psi_engine", "kernels")),
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "threads": {"torch": torch.get_num_threads(), "numba": numba.config.NUMBA_NUM_THREADS},
+        "environment": {
+            name: value for name, value in sorted(os.environ.items()) if name.startswith("OMP_")
+        },
+        "load_before": list(os.getloadavg()),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": platform.python_version(),
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+    }
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=_HERE.parent, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+class Results:
+    """Rows of one benchmark, printed as they come and written as ``NAME.csv`` and ``NAME.json``."""
+
+    def __init__(self, name: str, settings: Mapping[str, Any]) -> None:
+        self.name = name
+        # a file by its name alone: folders differ between machines and show nothing
+        shown = {
+            key: value.name if isinstance(value, Path) else value
+            for key, value in settings.items()
+            if key != "out"
+        }
+        self.facts = {"benchmark": name, "settings": shown, **machine()}
+        self.rows: list[dict[str, Any]] = []
+        self._started = time.perf_counter()
+
+    def add(self, **row: Any) -> None:
+        """Keep one row; a :class:`Spread` under ``x`` becomes ``x_p20``, ``x_p50``, ``x_p80``."""
+        print("  ".join(f"{name} {_shown(value)}" for name, value in row.items()), flush=True)
+        flat: dict[str, Any] = {}
+        for name, value in row.items():
+            if isinstance(value, Spread):
+                flat |= {f"{name}_{which}": part for which, part in value._asdict().items()}
+            else:
+                flat[name] = value
+        self.rows.append(flat)
+
+    def write(self, out: Path) -> None:
+        """Write both files into a folder; the csv has every column that any row has."""
+        out.mkdir(parents=True, exist_ok=True)
+        self.facts["wall_seconds"] = round(time.perf_counter() - self._started, 1)
+        columns = list(dict.fromkeys(column for row in self.rows for column in row))
+        with (out / f"{self.name}.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns, lineterminator="\n")
+            writer.writeheader()
+            for row in self.rows:
+                writer.writerow({name: _rounded(value) for name, value in row.items()})
+        text = json.dumps({"facts": self.facts, "rows": self.rows}, indent=1, ensure_ascii=False)
+        (out / f"{self.name}.json").write_text(text + "\n", encoding="utf-8")
+        print(f"{self.name}: {self.facts['wall_seconds']} s, written to {out}")
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _rounded(value: Any) -> Any:
+    return f"{value:.6g}" if isinstance(value, float) else value
