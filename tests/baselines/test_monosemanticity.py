@@ -79,6 +79,23 @@ def test_batches_their_order_and_shards_change_no_bit(data):
     assert torch.equal(shards[1].score(), at_once.score())
 
 
+def test_sums_beyond_the_mantissa_of_a_float_stay_exact():
+    """3000 weights near 1 on rows near (1, 0): in one float64 sum the last bits would round."""
+    generator = torch.Generator().manual_seed(10)
+    z = torch.randn(3000, 2, generator=generator) * 1e-3 + torch.tensor([1.0, 0.0])
+    a = torch.rand(3000, 4, generator=generator) * 1e-3 + 1
+    bounds = torch.zeros(4), torch.full((4,), 1.001)
+    at_once, one_by_one = (MonosemanticitySums(*bounds, 2) for _ in range(2))
+    at_once.add(z, a)
+    for image in range(3000):
+        one_by_one.add(z[image : image + 1], a[image : image + 1])
+    assert torch.equal(at_once.score(), one_by_one.score())
+    for got, want in zip(
+        (at_once._whole, at_once._square), (one_by_one._whole, one_by_one._square), strict=True
+    ):
+        assert torch.equal(got[0] * 2**24 + got[1], want[0] * 2**24 + want[1])
+
+
 def test_chunks_of_channels_change_no_bit(data, monkeypatch):
     z, a = data
     want = sums(z, a)

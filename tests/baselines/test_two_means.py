@@ -2,6 +2,7 @@ import pytest
 import torch
 from sklearn.cluster import KMeans
 
+from psi_engine.baselines import two_means
 from psi_engine.baselines.rows import at_once
 from psi_engine.baselines.two_means import centres, split_in_two
 
@@ -33,6 +34,17 @@ def test_neither_the_batch_nor_the_order_of_channels_changes_a_bit(dtype):
         part = split_in_two(z[some], seed=0)
         for got, want in zip(part, whole, strict=True):
             assert torch.equal(got, want[some])
+
+
+def test_products_are_exact_in_any_order(monkeypatch):
+    """Squared distances are multiples of 2⁻⁴⁸ below 4: no sum of products was ever rounded."""
+    seen = []
+    split = two_means._two_means
+    monkeypatch.setattr(two_means, "_two_means", lambda x, seed: seen.append(x) or split(x, seed))
+    generator = torch.Generator().manual_seed(9)
+    split_in_two(torch.randn(3, 40, 300, generator=generator, dtype=torch.float64) + 5, seed=0)
+    assert torch.equal(seen[0] * 2.0**48, (seen[0] * 2.0**48).round())
+    assert 1 < float(seen[0].max()) <= 4 + 1e-6
 
 
 def test_large_channels_are_taken_few_at_a_time():
