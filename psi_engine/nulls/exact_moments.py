@@ -53,17 +53,28 @@ def exact_moments(batch: Batch, call: Call) -> NullSummary:
     """Compare Q with its exact permutation moments; the p-value still comes from permutations."""
     if batch.labels is None:
         raise ValueError("the exact null needs labels")
-    mean, std = nmi_moments(batch.assignments, batch.labels)
+    labels, most = batch.labels, min(call.config.k_max, batch.n - 1)
+    # pairs of cells by their sizes, several numbers each
+    each = 64 * (_slots(batch.n, most) * _slots(batch.n, batch.n)) ** 2
+    parts = [
+        nmi_moments(batch.assignments[rows], labels[rows], most)
+        for rows in torch.arange(len(labels), device=call.device).split(call.chunk(each))
+    ]
+    mean, std = (torch.cat(x) for x in zip(*parts, strict=True))
     return NullSummary(mean, std, permutation(batch, call).p)
 
 
-def nmi_moments(assignments: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def nmi_moments(
+    assignments: Tensor, labels: Tensor, most_clusters: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of NMI over all permutations of the known labels.
 
     Parameters
     ----------
     assignments, labels : Tensor, int64 (channels, patches)
         A negative value in either leaves the patch out.
+    most_clusters : int, optional
+        What no channel has more of.
 
     Returns
     -------
@@ -72,8 +83,9 @@ def nmi_moments(assignments: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """
     known = (assignments >= 0) & (labels >= 0)
     total = known.sum(1).cpu().numpy()
-    clusters = _sizes(assignments.masked_fill(~known, -1))
-    classes = _sizes(labels.masked_fill(~known, -1))
+    n = labels.shape[1]
+    clusters = _sizes(assignments.masked_fill(~known, -1), most_clusters or n)
+    classes = _sizes(labels.masked_fill(~known, -1), n)
     first, second = _table_moments(total, clusters, classes)
     spent = [(x.times * _t(x.size)).sum(1) for x in (clusters, classes)]
     whole = _t(total)
@@ -87,7 +99,12 @@ def nmi_moments(assignments: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return tuple(torch.from_numpy(x).to(assignments.device) for x in (mean, std))  # type: ignore[return-value]
 
 
-def _sizes(labels: Tensor) -> _Sizes:
+def _slots(n: int, most: int) -> int:
+    """How many different sizes of at most so many classes can add up to n."""
+    return min(most, int((8 * n + 1) ** 0.5 + 1) // 2)
+
+
+def _sizes(labels: Tensor, most: int) -> _Sizes:
     """Different class sizes of each row, in ascending order; 0 times where a slot is empty."""
     channels, n = labels.shape
     same = (labels[:, :, None] == labels[:, None, :]) & (labels >= 0)[:, :, None]
@@ -96,8 +113,7 @@ def _sizes(labels: Tensor) -> _Sizes:
     counts.scatter_add_(1, size, torch.ones_like(size))
     times = (counts // torch.arange(n + 1, device=labels.device).clamp(min=1)).cpu().numpy()
     times[:, 0] = 0
-    slots = int((8 * n + 1) ** 0.5 + 1) // 2  # different sizes that can add up to n
-    order = np.argsort(times == 0, axis=1, kind="stable")[:, :slots]
+    order = np.argsort(times == 0, axis=1, kind="stable")[:, : _slots(n, most)]
     taken = np.take_along_axis(times, order, 1)
     return _Sizes(np.where(taken > 0, order, 0), taken)
 

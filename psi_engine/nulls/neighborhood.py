@@ -9,6 +9,7 @@ compared with them at its own mean cosine. One table per (pool, n), and per k̂ 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +25,9 @@ MOST_ROWS = 8192
 
 WINDOW = 0.25
 """Share of the sets that one local fit looks at, the nearest ones in mean cosine."""
+
+_LOTS = 1 << 18
+# Pool rows that draw lots together.
 
 LEAST_WINDOW = 40
 """Sets in a window, at least, where there are so many."""
@@ -82,13 +86,38 @@ def neighbour_sets(n: int, call: Call) -> Tensor:
 def _candidates(n: int, call: Call) -> Tensor:
     """Pool positions where neighbours are looked for: all, or a keyed part of a large pool."""
     size = len(call.pool)
-    positions = torch.arange(size, device=call.device)
     most = max(MOST_ROWS, n)
     if size <= most:
-        return positions
+        return torch.arange(size, device=call.device)
     call.note(f"neighbours were looked for among {most} of the pool's {size} rows")
-    lot = call.keys("null.neighbourhood.rows", positions)
-    return torch.argsort(lot, stable=True)[:most].sort().values
+    lots = positions = torch.empty(0, dtype=torch.int64, device=call.device)
+    for start in range(0, size, _LOTS):  # the pool may be every embedding of a large call
+        more = torch.arange(start, min(start + _LOTS, size), device=call.device)
+        lots = torch.cat([lots, call.keys("null.neighbourhood.rows", more)])
+        positions = torch.cat([positions, more])
+        least = torch.argsort(lots, stable=True)[:most].sort().values
+        lots, positions = lots[least], positions[least]
+    return positions
+
+
+class _Smooth(NamedTuple):
+    """A table and what its sets say of themselves, float64 (replicates,) each.
+
+    square : leave-one-out residuals squared. standard : those residuals standardised, ascending.
+    """
+
+    where: Tensor
+    values: Tensor
+    square: Tensor
+    standard: Tensor
+
+
+def _smooth(where: Tensor, values: Tensor, window: int) -> _Smooth:
+    own, leverage = _fit(where, where, values, window)
+    residual = (values - own) / (1 - leverage).clamp(min=0.1)
+    variance = _local_mean(where, where, residual**2, window)
+    standard = standardise(residual, variance.sqrt())
+    return _Smooth(where, values, residual**2, torch.sort(standard).values)
 
 
 def compare_at(
@@ -117,15 +146,13 @@ def compare_at(
         int(((where < low) | (where > high)).sum()),
     )
     at = where.clamp(low, high)
-    own, leverage = _fit(table_where, table_where, table, window)
-    residual = (table - own) / (1 - leverage).clamp(min=0.1)
-    variance = _local_mean(table_where, table_where, residual**2, window)
-    standard = standardise(residual, variance.sqrt())
+    smooth = call.once(  # it keeps both tables, so no other can come to have their addresses
+        ("neighbourhood", id(table_where), id(table)), lambda: _smooth(table_where, table, window)
+    )
     mean, _ = _fit(at, table_where, table, window)
-    std = _local_mean(at, table_where, residual**2, window).sqrt()
+    std = _local_mean(at, table_where, smooth.square, window).sqrt()
     z = standardise(observed - mean, std)
-    ordered = torch.sort(standard).values
-    reached = len(table) - torch.searchsorted(ordered, z - TIE)
+    reached = len(table) - torch.searchsorted(smooth.standard, z - TIE)
     return NullSummary(mean, std, permutation_p(reached, len(table)))
 
 

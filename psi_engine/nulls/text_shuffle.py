@@ -7,7 +7,10 @@ no text keeps its meaning.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import torch
+from torch import Tensor
 
 from psi_engine.nulls.base import Batch, Call
 from psi_engine.ops.exact import cosines, unit_rows
@@ -24,11 +27,7 @@ def text_shuffle(batch: Batch, call: Call) -> NullSummary:
     rows, present = prototypes(batch.units, batch.assignments, k)
     texts = call.texts.rows
     draws = torch.empty(len(rows), call.config.replicates, dtype=torch.float64, device=rows.device)
-    coordinates = torch.arange(texts.shape[1], device=rows.device)
-    for several in call.replicates().split(call.near_chunk(texts.numel() * 64)):
-        keys = call.keys("null.d.shuffle", several[:, None], coordinates)
-        order = permutations(keys, len(texts)).mT  # (replicates, texts, dim)
-        shuffled = unit_rows(texts.expand(len(several), -1, -1).gather(1, order)).rows
+    for several, shuffled in _shuffles(texts, call):
         size = len(several)
         step = call.chunk(k * size * (len(texts) * 28 + texts.shape[1] * 16))
         for start in range(0, len(rows), step):
@@ -40,3 +39,18 @@ def text_shuffle(batch: Batch, call: Call) -> NullSummary:
             values = measure(found, here, call.config.d_measure)
             draws[part, several[0] : several[-1] + 1] = values.unflatten(0, (-1, size))
     return summarise(batch.d, draws)
+
+
+def _shuffles(texts: Tensor, call: Call) -> Iterable[tuple[Tensor, Tensor]]:
+    """Replicates and their texts, float32 (replicates, texts, dim); kept where all of them fit."""
+    if 4 * call.config.replicates * texts.numel() > call.memory // 4:
+        return _shuffled(texts, call)
+    return call.once("text-shuffle", lambda: list(_shuffled(texts, call)))
+
+
+def _shuffled(texts: Tensor, call: Call) -> Iterator[tuple[Tensor, Tensor]]:
+    coordinates = torch.arange(texts.shape[1], device=texts.device)
+    for several in call.replicates().split(call.near_chunk(texts.numel() * 64)):
+        keys = call.keys("null.d.shuffle", several[:, None], coordinates)
+        order = permutations(keys, len(texts)).mT  # (replicates, texts, dim)
+        yield several, unit_rows(texts.expand(len(several), -1, -1).gather(1, order)).rows
