@@ -160,6 +160,56 @@ def score(
 
 
 @app.command()
+def validate(
+    ground_truth: Annotated[
+        bool,
+        typer.Option("--ground-truth", help="Judge every measure on units whose kind is known."),
+    ] = False,
+    data: Annotated[
+        str | None, typer.Option(help="Labelled images; with none, the demo world.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Classifier on whose logits units are planted.")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="default, none or a file.")] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="As for run (default open_clip:ViT-B-32).")
+    ] = None,
+    encoder_weights: Annotated[str | None, typer.Option(help="Pretrained tag or file.")] = None,
+    coarse: Annotated[
+        str | None, typer.Option(help="JSON or CSV: class name or label to its parent.")
+    ] = None,
+    max_images: Annotated[int | None, typer.Option(help="Use so many, evenly spread.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side of the model's input.")] = None,
+    sets: Annotated[int | None, typer.Option(help="Image sets per kind (default 100).")] = None,
+    units: Annotated[int | None, typer.Option(help="Planted units per kind (100).")] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Patches per set and unit, K (50; demo 20).")
+    ] = None,
+    replicates: _Replicates = None,
+    channel_replicates: Annotated[
+        int | None, typer.Option(help="At most so many where each channel needs its own (50).")
+    ] = None,
+    device: _Device = None,
+    seed: _Seed = None,
+    out: _Out = None,
+    as_json: _Json = False,
+    quiet: _Quiet = False,
+    debug: _Debug = False,
+) -> None:
+    """Show how far scores can be trusted, on units whose kind is known."""
+    with _reported(debug, resumable=True):
+        given = {
+            name: value
+            for name, value in locals().items()
+            if value is not None and name not in ("ground_truth", "as_json", "quiet", "debug")
+        }
+        if not ground_truth:
+            raise InputError("nothing to validate is named", fix="give --ground-truth")
+        _validate(given, as_json, quiet)
+
+
+@app.command()
 def show(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     channel: Annotated[
@@ -216,6 +266,39 @@ def _run(options: dict[str, Any], as_json: bool, quiet: bool, closing: Any = Non
     if closing is not None:
         summary["truth"] = closing(result)
     _finish(console, summary, as_json, quiet)
+
+
+def _validate(given: dict[str, Any], as_json: bool, quiet: bool) -> None:
+    from psi_engine.report.terminal import show_ground_truth
+    from psi_engine.validation import GroundTruthConfig, run_ground_truth, summarise
+
+    missing = {"data", "model"} - given.keys()
+    if len(missing) == 1:
+        raise InputError(
+            "data and model belong together",
+            got=f"no --{missing.pop()}",
+            expected="both, or neither for the demo world",
+        )
+    if missing:
+        foreign = given.keys() & {"weights", "encoder", "encoder_weights", "image_size"}
+        if foreign:
+            named = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(foreign))
+            raise InputError(
+                f"{named} without --data and --model",
+                expected="the demo world as it is, or data and a model too",
+            )
+        config = GroundTruthConfig.demo(**given)
+    else:
+        config = GroundTruthConfig(**given)
+    console = _console()
+    with contextlib.redirect_stdout(sys.stderr), _screen(console, quiet or as_json) as progress:
+        summary = summarise(run_ground_truth(config, progress=progress))
+    if as_json:
+        typer.echo(json.dumps(summary, indent=2, allow_nan=False))
+        return
+    if not quiet:
+        show_ground_truth(console, summary)
+    typer.echo(summary["ground_truth"])
 
 
 def _finish(console: Console, summary: dict[str, Any], as_json: bool, quiet: bool) -> None:

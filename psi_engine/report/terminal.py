@@ -116,6 +116,31 @@ def show_truth(console: Console, truth: Mapping[str, Any]) -> None:
     console.print(f"held-out accuracy: {accuracy}", highlight=False)
 
 
+def show_ground_truth(console: Console, summary: Mapping[str, Any]) -> None:
+    """Draw the worst contrast of each measure on the held-out classes, suite by suite."""
+    for suite, rows in summary["suites"].items():
+        relations = [name for name in ("unrelated", "related") if any(name in r for r in rows)]
+        table = _table(suite, *(f"{name} classes" for name in relations))
+        family = None
+        for row in rows:
+            if family not in (None, row["family"]):
+                table.add_section()
+            family = row["family"]
+            areas = (_area(row, name) if name in row else "–" for name in relations)
+            table.add_row(row["measure"], *areas)
+        console.print(table)
+        console.print("AUROC of the worst contrast, held-out classes, 95 % interval\n")
+        for note in summary["notes"][suite]:
+            console.print(f"note: {note}", style="yellow", highlight=False)
+    spent = "  ".join(f"{name} {value:.1f} s" for name, value in summary["seconds"].items())
+    console.print(f"time: {spent}", highlight=False)
+
+
+def _area(row: Mapping[str, Any], relation: str) -> str:
+    low, high = row[f"{relation}_low"], row[f"{relation}_high"]
+    return f"{row[relation]:.3f} [{low:.3f}, {high:.3f}]"
+
+
 def show_channel(console: Console, details: Mapping[str, Any]) -> None:
     """Draw one channel: its scores beside their nulls, its clusters, their sites."""
     scores = details["scores"]

@@ -1,5 +1,6 @@
 """Validation: how far scores can be trusted, shown on units whose kind is known."""
 
-from psi_engine.validation.ground_truth import GroundTruthConfig, run_ground_truth
+from psi_engine.validation.ground_truth import GroundTruthConfig, judge_units, run_ground_truth
+from psi_engine.validation.headline import summarise
 
-__all__ = ["GroundTruthConfig", "run_ground_truth"]
+__all__ = ["GroundTruthConfig", "judge_units", "run_ground_truth", "summarise"]

@@ -13,7 +13,7 @@ Components are scored apart and combined later, so no score is computed once per
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any, NamedTuple, get_args
@@ -210,21 +210,16 @@ def _columns(scores: Scores, task: _Task) -> Columns:
 def _peers(suite: Suite) -> Columns:
     """Other projects' measures, each turned so that polysemantic units should be high."""
     x = suite.embeddings
-    uniform = torch.ones(x.shape[:2])
-    weights = uniform if suite.weights is None else suite.weights
-    whole = torch.ones(len(x), dtype=torch.bool)
-    found: Mapping[str, Tensor] = baselines.measure_all(x, weights, whole)
-    peers = {
-        "1 - clarity": 1 - baselines.clarity(x),
-        "1 - monosemanticity (MS)": 1 - found["monosemanticity"],
-        "SemanticLens polysemanticity": found["semanticlens_polysemanticity"],
-        "SemanticLens polysemanticity, centred": baselines.semanticlens_polysemanticity(
-            x - suite.pool.mean(0)
-        ),
-        "1 - redundancy": 1 - found["semanticlens_redundancy"],
-        "PURE between / within": found["pure_inter"] / found["pure_intra"],
-    }
+    found = baselines.measure_peers(x, weights=suite.weights, centre=suite.pool.mean(0))
+    peers: dict[str, Tensor] = {}
+    for name, sign in baselines.DIRECTIONS.items():
+        if sign > 0:
+            peers[name] = found[name]
+        elif sign < 0 and f"one_minus_{name}" not in found:
+            peers[f"one_minus_{name}"] = 1 - found[name]
     bottom = suite.bottom
     if bottom is not None and min(x.shape[1], bottom.shape[1]) >= _FEWEST_EXAMPLES:
-        peers["1 - interpretability (MIS)"] = 1 - baselines.interpretability(x, bottom)
+        for name, temperature in (("mis", 0.16), ("ii", None)):
+            found_at = baselines.interpretability(x, bottom, temperature=temperature)
+            peers[f"one_minus_{name}"] = 1 - found_at
     return {f"peer:{name}": values.numpy() for name, values in peers.items()}

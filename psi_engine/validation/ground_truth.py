@@ -33,6 +33,7 @@ from psi_engine.validation.concept_mix import concept_mix
 from psi_engine.validation.contrasts import RESAMPLES, judge
 from psi_engine.validation.evidence import Columns, EvidenceConfig, gather
 from psi_engine.validation.figure import draw
+from psi_engine.validation.headline import TABLE
 from psi_engine.validation.images import Images, see_images
 from psi_engine.validation.measures import COMBINATIONS, Combination, measures
 from psi_engine.validation.plan import split_classes
@@ -41,12 +42,7 @@ from psi_engine.validation.relations import Parents, parents_of, read_parents
 from psi_engine.validation.suite import Suite
 from psi_engine.vocabulary import build_vocabulary, unrelated_bank
 
-UNITS, TABLE, TABLE_CSV, FIGURE = (
-    "units.parquet",
-    "ground_truth.parquet",
-    "ground_truth.csv",
-    "ground_truth",
-)
+UNITS, TABLE_CSV, FIGURE = "units.parquet", "ground_truth.csv", "ground_truth"
 
 _DEMO_MODEL = "psi_engine.demo:classifier"
 _DEMO_TOP_K = 20
@@ -106,7 +102,7 @@ class GroundTruthConfig:
     @classmethod
     def demo(cls, **changes: Any) -> GroundTruthConfig:
         """The settings for the demo world, with changes."""
-        settings = {
+        settings: dict[str, Any] = {
             "data": str(images_path()),
             "model": _DEMO_MODEL,
             "encoder": "psi_engine.demo:encoder",

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from psi_engine.artifacts import MANIFEST
 from psi_engine.validation.contrasts import WORST
 
 BEST_OF_EACH = 3
@@ -13,6 +17,26 @@ BEST_OF_EACH = 3
 
 FAMILIES = ("peer", "component", "control")
 """Families shown whole; the others are combinations."""
+
+
+TABLE = "ground_truth.parquet"
+"""The whole table, in the output folder."""
+
+
+def summarise(folder: Path) -> dict[str, Any]:
+    """What a finished ground-truth folder says, in few words.
+
+    Returns
+    -------
+    dict
+        ``ground_truth`` (the folder), ``suites`` (name → :func:`headline`), ``counts``,
+        ``notes`` (suite → texts) and ``seconds`` of the manifest.
+    """
+    table = pq.read_table(folder / TABLE)
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    suites = {name: headline(table, name) for name in table["suite"].unique().to_pylist()}
+    kept = {name: manifest[name] for name in ("counts", "notes", "seconds")}
+    return {"ground_truth": str(folder), "suites": suites, **kept}
 
 
 def headline(table: pa.Table, suite: str) -> list[dict[str, Any]]:
