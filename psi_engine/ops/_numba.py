@@ -23,6 +23,7 @@ from psi_engine.ops._numba_clustering import (
     sum_up,
     unit,
     unsigned,
+    width,
     write,
 )
 from psi_engine.ops.fixed_point import FINE, fraction_bits
@@ -99,7 +100,7 @@ def _cluster_range(
     start, stop, grams, valid, keys, k, hartigan, restarts, scale, out, out_objective
 ):
     patches = grams.shape[1]
-    grid = np.empty((patches, patches))
+    grid = np.empty((patches, width(patches)))
     where, number = np.empty(patches, np.int64), np.empty(k, np.int64)
     best, best_sums = np.empty((1, patches), np.int64), np.empty((1, k, patches))
     best_sizes, objective = np.empty((1, k), np.int64), np.empty(1)
@@ -133,7 +134,7 @@ def _separability_range(
     patches = grams.shape[1]
     most = max(min(k_max, patches - 1), k_min)
     tries = most - k_min + 1
-    grid, values = np.empty((patches, patches)), np.empty(patches)
+    grid, values = np.empty((patches, width(patches))), np.empty(patches)
     where, number = np.empty(patches, np.int64), np.empty(most, np.int64)
     best, best_sums = np.empty((tries, patches), np.int64), np.empty((tries, most, patches))
     best_sizes, objective = np.empty((tries, most), np.int64), np.empty(tries)
@@ -166,7 +167,8 @@ def _separability_range(
 @compiled
 def _silhouette_range(start, stop, grams, valid, labels, k, scale, out):
     patches = grams.shape[1]
-    grid, values, sums = np.empty((patches, patches)), np.empty(patches), np.empty((k, patches))
+    wide = width(patches)
+    grid, values, sums = np.empty((patches, wide)), np.empty(patches), np.empty((k, wide))
     where, held = np.empty(patches, np.int64), np.empty(patches, np.int64)
     quadratic, sizes = np.empty(k), np.empty(k, np.int64)
     for p in range(start, stop):

@@ -7,6 +7,7 @@ import numpy as np
 
 from psi_engine.ops import clustering, random
 from psi_engine.ops._jit import compiled
+from psi_engine.ops.blocks import BLOCKS
 from psi_engine.ops.clustering import LLOYD_STEPS, TOLERANCE
 from psi_engine.ops.fixed_point import BOUND, FINE
 from psi_engine.ops.silhouette import RESOLUTION
@@ -44,6 +45,12 @@ def unit(state):
 
 
 @compiled
+def width(m):
+    """Round up to whole SIMD registers: rows of the arrays below are this wide, 0 beyond m."""
+    return (m + 3) // 4 * 4
+
+
+@compiled
 def load(gram, valid, scale, grid, where):
     """Put the valid patches of one problem on the grid; how many, or −1 for a bad entry."""
     m = 0
@@ -51,55 +58,71 @@ def load(gram, valid, scale, grid, where):
         if valid[i]:
             where[m] = i
             m += 1
+    unit = 1.0 / scale
+    wide = width(m)
     for i in range(m):
         for j in range(i, m):
             both = np.float64(gram[where[i], where[j]]) + np.float64(gram[where[j], where[i]])
             value = both * 0.5
             if not abs(value) <= BOUND:
                 return -1
-            value = np.rint(value * scale) / scale
+            value = np.rint(value * scale) * unit
             grid[i, j] = value
             grid[j, i] = value
+        for j in range(m, wide):
+            grid[i, j] = 0.0
     return m
 
 
 @compiled
-def distance(grid, i, j):
-    """Squared distance of two patches."""
-    return max(grid[j, j] + grid[i, i] - 2.0 * grid[i, j], 0.0)
+def approach(row, norm, norms, closest, after):
+    """Squared distance of each patch to the nearest seed, once one more is there."""
+    for i in range(after.shape[0]):
+        apart = norms[i] + norm - 2.0 * row[i]
+        apart = apart if apart > 0.0 else 0.0
+        after[i] = apart if apart < closest[i] else closest[i]
 
 
 @compiled
-def seed(grid, m, state, k, scale, centres, closest, tried, best, near):
+def total(values):
+    """Sum whole registers; exact, so the order is free."""
+    a, b, c, d = 0.0, 0.0, 0.0, 0.0
+    for i in range(0, values.shape[0], 4):
+        a += values[i]
+        b += values[i + 1]
+        c += values[i + 2]
+        d += values[i + 3]
+    return (a + b) + (c + d)
+
+
+@compiled
+def seed(grid, m, norms, state, k, scale, centres, closest, tried, best, up_to, near):
     """Draw k seeds; ``near[j]`` labels each patch with the nearest of the seeds 0..j."""
-    first = min(np.int64(unit(extend(extend(state, 0), 0)) * m), m - 1)
-    centres[0] = first
-    for i in range(m):
-        closest[i] = distance(grid, first, i)
-        near[0, i] = 0
+    centres[0] = min(np.int64(unit(extend(extend(state, 0), 0)) * m), m - 1)
+    near[0] = 0
+    closest[:m] = np.inf
+    closest[m:] = 0.0
+    approach(grid[centres[0], : len(closest)], norms[centres[0]], norms, closest, closest)
     for j in range(1, k):
-        total = 0.0
+        sum_so_far = 0.0
         for i in range(m):
-            total += closest[i]
+            sum_so_far += closest[i]
+            up_to[i] = sum_so_far
         pick = -1
-        if total > 0:
+        if sum_so_far > 0:
             least = np.inf
             drawn = extend(state, j)
             for trial in range(2 + np.int64(np.log(j + 1.0))):
-                at = min(unit(extend(drawn, trial)) * total, total - 1.0 / scale)
-                up_to = 0.0
-                candidate = -1
-                while up_to <= at:
+                at = min(unit(extend(drawn, trial)) * sum_so_far, sum_so_far - 1.0 / scale)
+                candidate = 0
+                while up_to[candidate] <= at:
                     candidate += 1
-                    up_to += closest[candidate]
-                after = 0.0
-                for i in range(m):
-                    tried[i] = min(closest[i], distance(grid, candidate, i))
-                    after += tried[i]
+                row = grid[candidate, : len(closest)]
+                approach(row, norms[candidate], norms, closest, tried)
+                after = total(tried)
                 if after < least:
                     least, pick = after, candidate
-                    for i in range(m):
-                        best[i] = tried[i]
+                    best[:] = tried
         else:
             for i in range(m):
                 if pick < 0:
@@ -108,69 +131,143 @@ def seed(grid, m, state, k, scale, centres, closest, tried, best, near):
                         free = free and centres[c] != i
                     if free:
                         pick = i
-            for i in range(m):
-                best[i] = closest[i]
+            best[:] = closest
         for i in range(m):
-            near[j, i] = near[j - 1, i]
-            if distance(grid, pick, i) < closest[i]:
-                near[j, i] = j
-            closest[i] = best[i]
+            near[j, i] = j if best[i] < closest[i] else near[j - 1, i]
+        closest[:] = best
         centres[j] = pick
 
 
 @compiled
 def sum_up(grid, m, k, labels, sums, quadratic, sizes):
     """Compute G h_j, h_j'G h_j and the size of each cluster."""
+    wide = width(m)
     for j in range(k):
         quadratic[j] = 0.0
         sizes[j] = 0
-        for l in range(m):
-            sums[j, l] = 0.0
+        sums[j, :wide] = 0.0
     for i in range(m):
-        j = labels[i]
-        sizes[j] += 1
-        for l in range(m):
-            sums[j, l] += grid[i, l]
+        sizes[labels[i]] += 1
+        add(sums[labels[i], :wide], grid[i, :wide])
     for i in range(m):
         quadratic[labels[i]] += sums[labels[i], i]
 
 
 @compiled
-def sweep(grid, m, k, labels, sums, quadratic, sizes, roots):
-    """Move single patches until m of them in a row stay."""
-    sum_up(grid, m, k, labels, sums, quadratic, sizes)
+def add(total, row):
+    """Add a row; apart, so that it becomes a loop over registers."""
+    for l in range(total.shape[0]):
+        total[l] += row[l]
+
+
+@compiled
+def weigh(j, single, row, norms, labels, quadratic, root, gain, loss):
+    """Gain of each patch from joining cluster j, or loss of its members from leaving it."""
+    for i in range(row.shape[0]):
+        own = labels[i] == j
+        twice = row[i] + row[i]
+        after = quadratic + (-twice if own else twice) + norms[i]
+        change = np.sqrt(after if after > 0.0 else 0.0) - root
+        gain[i] = -np.inf if own else change
+        loss[i] = -change if own else loss[i]
+    if single:
+        for i in range(row.shape[0]):
+            loss[i] = np.inf if labels[i] == j else loss[i]
+
+
+@compiled
+def compare(k, gain, loss, net):
+    """Best gain over the clusters less the loss, for each patch."""
+    net[:] = gain[0]
+    for j in range(1, k):
+        row = gain[j]
+        for i in range(net.shape[0]):
+            net[i] = row[i] if row[i] > net[i] else net[i]
+    for i in range(net.shape[0]):
+        net[i] -= loss[i]
+
+
+@compiled
+def climb(grid, m, k, labels, sums, quadratic, sizes, roots, norms, gain, loss, net):
+    """Make the best single-point move until none gains anything; ``sums`` etc. are current."""
+    wide = width(m)
+    labels[m:wide] = -1
+    loss[m:wide] = np.inf
     for j in range(k):
         roots[j] = np.sqrt(max(quadratic[j], 0.0))
-    i = 0
-    still = 0
-    while still < m:
-        old = labels[i]
-        still += 1
-        if sizes[old] > 1:
-            norm = grid[i, i]
-            without = quadratic[old] - 2.0 * sums[old, i] + norm
-            loss = roots[old] - np.sqrt(max(without, 0.0))
-            new = -1
-            gain = -np.inf
-            for j in range(k):
-                if j != old:
-                    extra = np.sqrt(max(quadratic[j] + 2.0 * sums[j, i] + norm, 0.0)) - roots[j]
-                    if extra > gain:
-                        gain, new = extra, j
-            if gain - loss > TOLERANCE:
-                quadratic[new] += 2.0 * sums[new, i] + norm
-                quadratic[old] = without
-                for l in range(m):
-                    step = grid[i, l]
-                    sums[old, l] -= step
-                    sums[new, l] += step
-                roots[old] = np.sqrt(max(without, 0.0))
-                roots[new] = np.sqrt(max(quadratic[new], 0.0))
-                sizes[old] -= 1
-                sizes[new] += 1
-                labels[i] = new
-                still = 0
-        i = i + 1 if i + 1 < m else 0
+        weigh(
+            j, sizes[j] == 1, sums[j, :wide], norms, labels, quadratic[j], roots[j], gain[j], loss
+        )
+    while True:
+        compare(k, gain[:, :wide], loss[:wide], net[:wide])
+        most = TOLERANCE
+        at = -1
+        for i in range(m):
+            if net[i] > most:
+                most, at = net[i], i
+        if at < 0:
+            break
+        old, new = labels[at], 0
+        for j in range(1, k):
+            if gain[j, at] > gain[new, at]:
+                new = j
+        quadratic[old] += norms[at] - 2.0 * sums[old, at]
+        quadratic[new] += norms[at] + 2.0 * sums[new, at]
+        for l in range(wide):
+            sums[old, l] -= grid[at, l]
+        add(sums[new, :wide], grid[at, :wide])
+        sizes[old] -= 1
+        sizes[new] += 1
+        labels[at] = new
+        for j in (old, new):
+            roots[j] = np.sqrt(max(quadratic[j], 0.0))
+            weigh(
+                j, sizes[j] == 1, sums[j, :wide], norms, labels, quadratic[j], roots[j], gain[j],
+                loss,
+            )  # fmt: skip
+
+
+@compiled
+def measure(m, blocks, labels, sums, within, crossed, squares, lengths):
+    """Length of the sum of each subset of blocks, and its square; subsets as bits."""
+    within[:] = 0.0
+    for i in range(m):
+        for a in range(blocks):
+            within[a, labels[i]] += sums[a, i]
+    squares[0] = 0.0
+    crossed[0] = 0.0
+    for b in range(blocks):
+        for a in range(b):
+            for s in range(1 << a):
+                crossed[s + (1 << a)] = crossed[s] + 2.0 * within[a, b]
+        for s in range(1 << b):
+            squares[s + (1 << b)] = squares[s] + (within[b, b] + crossed[s])
+    for s in range(1, 1 << blocks):
+        lengths[s] = np.rint(np.sqrt(max(squares[s], 0.0)) * FINE) / FINE
+
+
+@compiled
+def unite(blocks, k_max, lengths, best, part):
+    """Best objective of each subset of blocks in 1..k_max parts, and the part to split off.
+
+    The parts and ties are those of psi_engine.ops.blocks.
+    """
+    every = (1 << blocks) - 1
+    for s in range(1, every + 1):
+        best[1, s] = lengths[s]
+        part[1, s] = s
+    for k in range(2, k_max + 1):
+        for s in range(1, every + 1):
+            if s == every or (k < k_max and not s & 1):
+                others = s & (s - 1)
+                left = others
+                best[k, s] = -np.inf
+                while left > 0:
+                    value = lengths[s ^ left] + best[k - 1, left]
+                    if value > best[k, s]:
+                        best[k, s] = value
+                        part[k, s] = s ^ left
+                    left = (left - 1) & others
 
 
 @compiled
@@ -247,25 +344,65 @@ def solve(
     grid, m, k_min, k_max, key, hartigan, restarts, scale, best, best_sums, best_sizes, objective
 ):
     """Best labels, sums, sizes and objective for each k in k_min..k_max, at index k − k_min."""
-    centres = np.empty(k_max, np.int64)
-    closest, tried, kept = np.empty(m), np.empty(m), np.empty(m)
-    near = np.empty((k_max, m), np.int64)
-    labels, fresh = np.empty(m, np.int64), np.empty(m, np.int64)
-    sums, quadratic, roots = np.empty((k_max, m)), np.empty(k_max), np.empty(k_max)
-    sizes = np.empty(k_max, np.int64)
+    wide = width(m)
+    blocks = min(BLOCKS, m) if hartigan else 0
+    most = max(k_max, blocks)
+    centres = np.empty(most, np.int64)
+    closest, tried, kept, up_to = np.empty(wide), np.empty(wide), np.empty(wide), np.empty(m)
+    near = np.empty((most, m), np.int64)
+    labels, fresh = np.empty(wide, np.int64), np.empty(wide, np.int64)
+    sums, quadratic, roots = np.empty((most, wide)), np.empty(most), np.empty(most)
+    sizes = np.empty(most, np.int64)
+    norms, gain, loss, net = np.zeros(wide), np.empty((most, wide)), np.empty(wide), np.empty(wide)
+    block, block_sums = np.empty(wide, np.int64), np.empty((blocks, wide))
+    block_sizes, home = np.empty(blocks, np.int64), np.empty(blocks, np.int64)
+    within, subsets = np.empty((blocks, blocks)), 1 << blocks
+    crossed, squares, lengths = np.empty(subsets), np.empty(subsets), np.empty(subsets)
+    united = min(k_max, blocks)
+    value_of = np.full((united + 1, subsets), -np.inf)
+    part_of = np.zeros((united + 1, subsets), np.int64)
+    for i in range(m):
+        norms[i] = grid[i, i]
     for at in range(k_max - k_min + 1):
         objective[at] = -np.inf
     state = extend(mix(U64(key) + GOLDEN), SEEDING)
     for restart in range(restarts):
         drawn = extend(state, restart)
-        seed(grid, m, drawn, k_max, scale, centres, closest, tried, kept, near)
+        seed(grid, m, norms, drawn, most, scale, centres, closest, tried, kept, up_to, near)
+        if hartigan:
+            block[:m] = near[blocks - 1]
+            for j in range(blocks):
+                block[centres[j]] = j
+            sum_up(grid, m, blocks, block, block_sums, quadratic, block_sizes)
+            climb(
+                grid, m, blocks, block, block_sums, quadratic, block_sizes, roots, norms, gain,
+                loss, net,
+            )  # fmt: skip
+            measure(m, blocks, block, block_sums, within, crossed, squares, lengths)
+            unite(blocks, united, lengths, value_of, part_of)
         for k in range(k_min, k_max + 1):
-            for i in range(m):
-                labels[i] = near[k - 1, i]
-            for j in range(k):
-                labels[centres[j]] = j
+            if hartigan and k <= blocks:
+                left = (1 << blocks) - 1
+                for j in range(k):
+                    taken = part_of[k - j, left]
+                    left ^= taken
+                    quadratic[j] = squares[taken]
+                    sizes[j] = 0
+                    sums[j] = 0.0
+                    for b in range(blocks):
+                        if taken >> b & 1:
+                            home[b] = j
+                            sizes[j] += block_sizes[b]
+                            add(sums[j], block_sums[b])
+                for i in range(m):
+                    labels[i] = home[block[i]]
+            else:
+                labels[:m] = near[k - 1]
+                for j in range(k):
+                    labels[centres[j]] = j
+                sum_up(grid, m, k, labels, sums, quadratic, sizes)
             if hartigan:
-                sweep(grid, m, k, labels, sums, quadratic, sizes, roots)
+                climb(grid, m, k, labels, sums, quadratic, sizes, roots, norms, gain, loss, net)
             else:
                 reassign(grid, m, k, labels, sums, quadratic, sizes, roots, fresh)
             value = 0.0
@@ -274,9 +411,6 @@ def solve(
             at = k - k_min
             if value > objective[at]:
                 objective[at] = value
-                for i in range(m):
-                    best[at, i] = labels[i]
-                for j in range(k):
-                    best_sizes[at, j] = sizes[j]
-                    for i in range(m):
-                        best_sums[at, j, i] = sums[j, i]
+                best[at, :m] = labels[:m]
+                best_sizes[at, :k] = sizes[:k]
+                best_sums[at, :k, :m] = sums[:k, :m]

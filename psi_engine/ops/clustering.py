@@ -17,6 +17,7 @@ from torch import Tensor
 from psi_engine.config import Backend, Solver
 from psi_engine.errors import InputError
 from psi_engine.ops.backend import in_chunks, memory_budget, resolve_backend
+from psi_engine.ops.blocks import BLOCKS, best_partition
 from psi_engine.ops.fixed_point import fine, fraction_bits, to_grid
 from psi_engine.ops.random import string_key, uniform
 
@@ -25,6 +26,9 @@ SEEDING = string_key("ops.clustering.seeding")
 
 TOLERANCE = 1e-11
 """A move must gain more than this: above the rounding of the square roots, far below the data."""
+
+MOVES_PER_CHECK = 8
+"""Moves between two looks at which problems are done: a look waits for the GPU."""
 
 LLOYD_STEPS = 100
 """Lloyd stops here if ties keep it from settling."""
@@ -84,6 +88,10 @@ def cluster(
 
     Notes
     -----
+    Hartigan forms ``BLOCKS`` clusters from as many seeds, unites them into k clusters in the
+    best of all ways, and makes the best single-point move until none gains: moves of one point
+    cannot carry a tight group, unions of blocks can. For k > ``BLOCKS``, and for Lloyd, the k
+    clusters start from k seeds.
     Exactly k non-empty clusters always: a seed stays in its own cluster, a move never empties
     one, and Lloyd refills an emptied cluster with the point farthest from its centroid.
     A seed is drawn with probability proportional to its squared distance to the nearest seed,
@@ -119,7 +127,9 @@ def cluster(
 
     def run(part: slice) -> Clustering:
         valid = _valid(grams[part], mask, part)
-        return solve(to_grid(grams[part], valid), valid, keys[part], k, solver, restarts)
+        grid = to_grid(grams[part], valid)
+        starts = prepare(grid, valid, keys[part], k, solver, restarts)
+        return solve(grid, valid, starts, k, solver)
 
     each = bytes_per_problem(patches, k, restarts)
     parts = in_chunks(run, n, each, memory_budget(grams.device, memory))
@@ -159,7 +169,9 @@ def check_solver(solver: str, restarts: int) -> None:
 
 def bytes_per_problem(patches: int, k: int, restarts: int) -> int:
     """Bytes of temporaries the torch path needs for one problem."""
-    return 8 * patches * (4 * patches + restarts * (4 * k + 12))
+    blocks = 2048 if k <= BLOCKS else 0  # doubles: the lengths of all subsets, all partitions
+    wide = max(k, BLOCKS)
+    return 8 * (4 * patches * patches + restarts * (patches * (6 * wide + 12) + blocks))
 
 
 def _valid(grams: Tensor, mask: Tensor | None, part: slice) -> Tensor:
@@ -168,19 +180,53 @@ def _valid(grams: Tensor, mask: Tensor | None, part: slice) -> Tensor:
     return mask[part]
 
 
-def solve(
-    grid: Tensor, valid: Tensor, keys: Tensor, k: int, solver: Solver, restarts: int
-) -> Clustering:
-    """Cluster Gram matrices that are on the grid already, in torch.
+class Starts(NamedTuple):
+    """Where the restarts begin, for every k: from :func:`prepare`.
+
+    centres : int64 (n, restarts, seeds)
+    blocks : int64 (n, restarts, patches), a clustering into at most BLOCKS; empty for Lloyd.
+    within : float64 (n, restarts, blocks, blocks), their B'GB; empty for Lloyd.
+    filled : bool (n, restarts, blocks), false where there are fewer patches than blocks.
+    """
+
+    centres: Tensor
+    blocks: Tensor
+    within: Tensor
+    filled: Tensor
+
+
+def prepare(
+    grid: Tensor, valid: Tensor, keys: Tensor, k_max: int, solver: Solver, restarts: int
+) -> Starts:
+    """Draw the seeds for k up to k_max; for Hartigan form the blocks too.
 
     Parameters
     ----------
     grid : Tensor, float64 (n, patches, patches), from :func:`~fixed_point.to_grid`
-    valid : Tensor, bool (n, patches), at least k True in each row
+    valid : Tensor, bool (n, patches)
     keys : Tensor, int64 (n,)
     """
-    centres = seed(grid, valid, keys, k, restarts)
-    labels = nearest(grid, centres).masked_fill(~valid.unsqueeze(1), -1)
+    if solver == "lloyd":
+        centres = seed(grid, valid, keys, k_max, restarts)
+        none = centres[..., :0]
+        return Starts(centres, none, none.double().unsqueeze(-1), none.bool())
+    most = min(BLOCKS, grid.shape[1])
+    centres = seed(grid, valid, keys, max(k_max, most), restarts)
+    labels = nearest(grid, centres[..., :most]).masked_fill(~valid.unsqueeze(1), -1)
+    labels, _ = _hartigan(grid, labels, most)
+    inside = members(labels, most)
+    within = (inside.reshape(len(grid), -1, grid.shape[1]) @ grid).reshape(inside.shape) @ inside.mT
+    return Starts(centres, labels, within, inside.any(-1))
+
+
+def solve(grid: Tensor, valid: Tensor, starts: Starts, k: int, solver: Solver) -> Clustering:
+    """Cluster Gram matrices that are on the grid already, in torch; see :func:`prepare`."""
+    if solver == "hartigan" and k <= BLOCKS:
+        of_block = best_partition(starts.within, starts.filled, k)
+        labels = of_block.gather(-1, starts.blocks.clamp(min=0))
+    else:
+        labels = nearest(grid, starts.centres[..., :k])
+    labels = labels.masked_fill(~valid.unsqueeze(1), -1)
     labels, quadratic = (_hartigan if solver == "hartigan" else _lloyd)(grid, labels, k)
     objective = fine(quadratic.clamp(min=0).sqrt()).sum(-1)  # (n, restarts)
     best = objective.argmax(1, keepdim=True)
@@ -223,8 +269,9 @@ def nearest(grid: Tensor, centres: Tensor) -> Tensor:
     k = centres.shape[-1]
     everywhere = torch.ones(grid.shape[:2], dtype=torch.bool, device=grid.device)
     labels = _distances(grid, centres, everywhere).argmin(2)
-    own = torch.arange(k, device=grid.device).expand_as(centres)
-    return labels.scatter(2, centres, own)
+    for j in reversed(range(k)):  # a patch drawn twice, where seeds outnumber patches: the first
+        labels.scatter_(2, centres[..., j : j + 1], j)
+    return labels
 
 
 def _distances(grid: Tensor, centres: Tensor, valid: Tensor) -> Tensor:
@@ -251,7 +298,7 @@ def _sums(grid: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]
 
 
 def _hartigan(grid: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Sweep the patches in order, each to its best cluster, until a sweep moves nothing."""
+    """Make the best single-point move of each problem until none gains anything."""
     n, restarts, patches = labels.shape
     sums, quadratic, sizes = _sums(grid, labels, k)
     done_labels, done_quadratic = labels.reshape(-1, patches), quadratic.reshape(-1, k)
@@ -263,7 +310,9 @@ def _hartigan(grid: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
         sums.reshape(-1, k, patches),
     )
     while active.numel():
-        moved = _sweep(grid, active // restarts, *state)
+        owner = active // restarts
+        for _ in range(MOVES_PER_CHECK):
+            moved = _move(grid, owner, *state)
         done_labels[active], done_quadratic[active] = state[0], state[1]
         keep = moved.nonzero().squeeze(1)
         active = active[keep]
@@ -271,40 +320,34 @@ def _hartigan(grid: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return done_labels.reshape(n, restarts, patches), done_quadratic.reshape(n, restarts, k)
 
 
-def _sweep(
+def _move(
     grid: Tensor, owner: Tensor, labels: Tensor, quadratic: Tensor, sizes: Tensor, sums: Tensor
 ) -> Tensor:
-    """One pass over the patches, in place; returns which problems moved anything, bool (N,)."""
+    """Move one patch of each problem, in place; returns which moved, bool (N,)."""
     rows = torch.arange(len(owner), device=grid.device)
     norms = grid.diagonal(dim1=1, dim2=2)[owner]
-    moved = torch.zeros(len(owner), dtype=torch.bool, device=grid.device)
-    roots = quadratic.clamp(min=0).sqrt()
-    for i in range(labels.shape[1]):
-        source = labels[:, i]
-        home = source.clamp(min=0).unsqueeze(1)
-        near, norm = sums[:, :, i], norms[:, i : i + 1]
-        without = quadratic.gather(1, home) - 2 * near.gather(1, home) + norm
-        loss = roots.gather(1, home) - without.clamp(min=0).sqrt()
-        with_it = quadratic + 2 * near + norm
-        gain = (with_it.clamp(min=0).sqrt() - roots).scatter(1, home, -torch.inf)
-        target = gain.argmax(1, keepdim=True)
-        better = gain.gather(1, target) - loss > TOLERANCE
-        go = (better & (sizes.gather(1, home) > 1)).squeeze(1) & (source >= 0)
-        who = rows[go]
-        if not who.numel():
-            continue
-        old, new = source[who], target[who, 0]
-        step = grid[owner[who], i]
-        sums[who, old] -= step
-        sums[who, new] += step
-        quadratic[who, old] = without[who, 0]
-        quadratic[who, new] = with_it[who, new]
-        roots[who] = quadratic[who].clamp(min=0).sqrt()
-        sizes[who, old] -= 1
-        sizes[who, new] += 1
-        labels[who, i] = new
-        moved |= go
-    return moved
+    home = labels.clamp(min=0)
+    own = members(labels, sums.shape[1]).bool()  # (N, k, patches)
+    after = quadratic.unsqueeze(-1) + torch.where(own, -2 * sums, 2 * sums) + norms.unsqueeze(1)
+    change = after.clamp_(min=0).sqrt_() - quadratic.clamp(min=0).sqrt().unsqueeze(-1)
+    loss = -change.gather(1, home.unsqueeze(1)).squeeze(1)
+    change.masked_fill_(own, -torch.inf)
+    target = change.argmax(1)
+    gain = change.gather(1, target.unsqueeze(1)).squeeze(1) - loss
+    gain = gain.masked_fill((labels < 0) | (sizes.gather(1, home) <= 1), -torch.inf)
+    at = gain.argmax(1, keepdim=True)
+    go = gain.gather(1, at).squeeze(1) > TOLERANCE
+    old, new, at = home.gather(1, at).squeeze(1), target.gather(1, at).squeeze(1), at.squeeze(1)
+    once, norm = go.double(), norms[rows, at]
+    quadratic[rows, old] += (norm - 2 * sums[rows, old, at]) * once
+    quadratic[rows, new] += (norm + 2 * sums[rows, new, at]) * once
+    step = grid[owner, at] * once.unsqueeze(-1)
+    sums[rows, old] -= step
+    sums[rows, new] += step
+    sizes[rows, old] -= once
+    sizes[rows, new] += once
+    labels[rows, at] = torch.where(go, new, labels[rows, at])
+    return go
 
 
 def _lloyd(grid: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:

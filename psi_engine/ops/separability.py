@@ -11,7 +11,14 @@ from psi_engine.config import Backend, Solver
 from psi_engine.errors import InputError
 from psi_engine.ops import silhouette as silhouettes
 from psi_engine.ops.backend import in_chunks, memory_budget, resolve_backend
-from psi_engine.ops.clustering import bytes_per_problem, check_problems, check_solver, solve
+from psi_engine.ops.clustering import (
+    Starts,
+    bytes_per_problem,
+    check_problems,
+    check_solver,
+    prepare,
+    solve,
+)
 from psi_engine.ops.fixed_point import fine, to_grid
 
 
@@ -110,12 +117,17 @@ def _search(
     best = torch.full((n,), torch.nan, dtype=torch.float64, device=grid.device)
     n_clusters = torch.zeros(n, dtype=torch.int64, device=grid.device)
     assignments = torch.full((n, patches), -1, dtype=torch.int64, device=grid.device)
-    for k in range(k_min, min(k_max, patches - 1) + 1):
+    k_max = min(k_max, patches - 1)
+    if n == 0 or k_max < k_min:
+        return Separability(best, n_clusters, assignments)
+    starts = prepare(grid, valid, keys, k_max, solver, restarts)
+    for k in range(k_min, k_max + 1):
         fits = (count > k).nonzero().squeeze(1)
         if not fits.numel():
             continue
         held = grid[fits]
-        labels = solve(held, valid[fits], keys[fits], k, solver, restarts).assignments
+        some = Starts(*(field[fits] for field in starts))
+        labels = solve(held, valid[fits], some, k, solver).assignments
         points = silhouettes.of_grid(held, labels, k)
         mean = fine(points.nan_to_num(0.0)).sum(1) / count[fits]
         better = ~(mean <= best[fits])  # the first k meets NaN and wins
