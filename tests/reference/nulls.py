@@ -6,6 +6,17 @@ import math
 import numpy as np
 
 
+def haar(dim, rng):
+    """A Haar-distributed orthogonal matrix (Mezzadri, Notices AMS 54, 2007)."""
+    q, r = np.linalg.qr(rng.standard_normal((dim, dim)))
+    return q * np.sign(np.diagonal(r))
+
+
+def rotated_one_by_one(z, rng):
+    """Each row turned by a Haar rotation of its own."""
+    return np.array([row @ haar(z.shape[1], rng) for row in z])
+
+
 def rotated_features(z, q):
     """Rows of Q·Z normalised again."""
     rows = q @ z
