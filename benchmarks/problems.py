@@ -108,7 +108,12 @@ def blobs(problems: int, patches: int, dim: int, *, seed: int = 0) -> np.ndarray
 
 
 def from_file(file: Path, problems: int) -> np.ndarray:
-    """Unit rows of ``embeddings`` (channels, patches, dim) in an npz or safetensors file."""
+    """Unit rows of what :func:`read` gives."""
+    return unit(read(file, problems).astype(np.float64))
+
+
+def read(file: Path, problems: int) -> np.ndarray:
+    """``embeddings`` (channels, patches, dim) in an npz or safetensors file, at most so many."""
     if file.suffix == ".npz":
         with np.load(file) as arrays:
             x = arrays["embeddings"]
@@ -117,7 +122,7 @@ def from_file(file: Path, problems: int) -> np.ndarray:
 
         x = load_file(file)["embeddings"]
     every = np.linspace(0, len(x) - 1, min(problems, len(x))).astype(int)
-    return unit(x[every].astype(np.float64))
+    return x[every]
 
 
 def _directions(rng: np.random.Generator, count: int, dim: int) -> np.ndarray:
