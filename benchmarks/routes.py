@@ -13,8 +13,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from multiprocessing import get_context
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -226,44 +227,54 @@ def _rotation(rng: np.random.Generator, n: int) -> np.ndarray:
     return (basis @ (turn * np.sign(np.diag(upper))) @ basis.T + 1 / n).astype(np.float32)
 
 
-_loop: Loop | None = None
-
-
-class Workers:
-    """A route in processes of its own, each with its part of the channels and one thread.
+class Crew:
+    """Processes that run loops, each its part of the channels, with one thread.
 
     One thread each: on problems this small more threads are slower for faiss and no faster for
     scikit-learn.
     """
 
-    def __init__(self, size: Size, route: str, channels: Sequence[int], processes: int) -> None:
-        parts = [part.tolist() for part in np.array_split(np.asarray(channels), processes)]
+    def __init__(self, processes: int) -> None:
         context = get_context("spawn")
         self._pools = [
-            ProcessPoolExecutor(1, context, _prepare, (size, route, part)) for part in parts
+            ProcessPoolExecutor(1, context, threadpool_limits, (1,)) for _ in range(processes)
         ]
 
-    def run(self) -> list[Channel]:
-        """Score every channel once, all processes at a time."""
-        tasks = [pool.submit(_run) for pool in self._pools]
-        return [channel for task in tasks for channel in task.result()]
+    def warm_up(self, size: Size, route: str, channels: Sequence[int], processes: int) -> None:
+        """Make the data, and score one channel in each process."""
+        self._submit(_warm_up, size, route, channels, processes)
+
+    def run(self, size: Size, route: str, channels: Sequence[int], processes: int) -> list[Channel]:
+        """Score every channel once, in so many processes at a time."""
+        parts = self._submit(_run, size, route, channels, processes)
+        return [channel for part in parts for channel in part]
 
     def close(self) -> None:
         """End the processes."""
         for pool in self._pools:
             pool.shutdown()
 
+    def _submit(
+        self,
+        task: Callable[..., Any],
+        size: Size,
+        route: str,
+        channels: Sequence[int],
+        processes: int,
+    ) -> list[Any]:
+        parts = [tuple(part.tolist()) for part in np.array_split(np.asarray(channels), processes)]
+        chosen = zip(self._pools, parts, strict=False)
+        return [x.result() for x in [pool.submit(task, size, route, part) for pool, part in chosen]]
 
-def _prepare(size: Size, route: str, channels: Sequence[int]) -> None:
-    global _loop
-    import faiss  # noqa: F401  # its OpenMP is limited with the others' below
-    import sklearn.cluster  # noqa: F401
 
-    threadpool_limits(1)
-    _loop = Loop(size, route, channels)
+_loop = cache(Loop)
 
 
-def _run() -> list[Channel]:
-    if _loop is None:
-        raise RuntimeError("the worker was not prepared")
-    return _loop.run()
+def _warm_up(size: Size, route: str, channels: tuple[int, ...]) -> None:
+    Loop(size, route, channels[:1]).run()
+    threadpool_limits(1)  # again: libraries loaded just now have their own pools
+    _loop(size, route, channels)
+
+
+def _run(size: Size, route: str, channels: tuple[int, ...]) -> list[Channel]:
+    return _loop(size, route, channels).run()

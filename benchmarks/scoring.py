@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ import torch
 
 import psi_engine as psi
 from benchmarks.harness import Results, Round, Spread, Work, interleave, spread
-from benchmarks.routes import CLUSTERS, ROUTES, Channel, Loop, Size, Workers, gap, objective
+from benchmarks.routes import CLUSTERS, Crew, Loop, Size, gap, objective
 from psi_engine.config import ScoreConfig
 from psi_engine.ops.clustering import cluster
 from psi_engine.ops.contingency import normalized_mutual_information, permutation_nmi
@@ -121,17 +122,47 @@ def agreement(scorer: Scorer, channels: Sequence[int], route: str) -> Agreement:
     return Agreement(*worst.tolist(), float(np.mean(better)), null)
 
 
-def compare(size: Size, few: dict[str, int], options: argparse.Namespace, results: Results) -> None:
+def compare(size: Size, crew: Crew, options: argparse.Namespace, results: Results) -> None:
     """Check agreement, time everything in turns, add the rows of one null of S."""
     scorer = Scorer(size, options.device)
     chosen = {
         route: np.linspace(0, size.channels - 1, count).astype(int).tolist()
-        for route, count in few.items()
+        for route, count in (("scikit-learn", options.scikit_learn), ("faiss", options.faiss))
     }
     for route, channels in chosen.items():
         found = agreement(scorer, channels, route)
         results.add(null=size.s_null, what="agreement", route=route, **found._asdict())
-    part = slice(0, min(options.part, size.channels))
+    few = min(options.part, size.channels)
+    works = _own_works(scorer, slice(0, few))
+    for route, channels in chosen.items():
+        for count in sorted({1, options.processes}):
+            task = (size, route, channels, count)
+            works[f"{route} {count}"] = Work(partial(crew.run, *task), partial(crew.warm_up, *task))
+    taken = interleave(works, options.rounds)
+    ours = _own_seconds(taken, size.channels / few)
+    for what, seconds in ours.items():
+        results.add(null=size.s_null, what=what, route="psi-engine", seconds=spread(seconds))
+    for route, channels in chosen.items():
+        for count in sorted({1, options.processes}):
+            theirs = _loop_seconds(taken[f"{route} {count}"], size.channels / len(channels))
+            for what in theirs if count == 1 else ("SQD",):
+                times = _ratio(theirs[what], ours[what])
+                results.add(
+                    null=size.s_null,
+                    what=what,
+                    route=route,
+                    processes=count,
+                    channels=len(channels),
+                    seconds=spread(theirs[what]),
+                    times=times,
+                )
+                if what == "SQD":
+                    verdict = "reached" if times.p50 >= GOALS[route] else "missed"
+                    print(f"  goal {GOALS[route]}x {route}: {verdict} at {times.p50:.1f}x")
+
+
+def _own_works(scorer: Scorer, part: slice) -> dict[str, Work]:
+    """Calls that time psi-engine: the whole score of all channels, parts of it on some."""
     cheap = {"s_null": "rotation-shared", "k_min": 3, "k_max": 3, "restarts": 1}
     assignments = scorer.run("S", part, **cheap).assignments
     labels = torch.from_numpy(scorer.vision.labels[part])
@@ -139,52 +170,18 @@ def compare(size: Size, few: dict[str, int], options: argparse.Namespace, result
 
     def q_alone() -> None:
         normalized_mutual_information(assignments, labels)
-        permutation_nmi(assignments, labels, keys, size.replicates)
+        permutation_nmi(assignments, labels, keys, scorer.size.replicates)
 
-    works = {
+    return {
         "psi": Work(scorer.run, lambda: scorer.run(channels=part)),
         "psi S": Work(lambda: scorer.run("S", part)),
         "psi Q": Work(q_alone),
         "psi cheap": Work(lambda: scorer.run("S", part, **cheap)),
         "psi cheap D": Work(lambda: scorer.run("SD", part, **cheap)),
     }
-    cores = os.cpu_count() or 1
-    workers = {
-        (route, processes): Workers(size, route, channels, processes)
-        for route, channels in chosen.items()
-        for processes in sorted({1, cores})
-    }
-    works |= {f"{route} {count}": Work(crew.run) for (route, count), crew in workers.items()}
-    taken = interleave(works, options.rounds)
-    for crew in workers.values():
-        crew.close()
-    ours = _seconds(taken, size.channels / len(range(size.channels)[part]))
-    for name, values in ours.items():
-        results.add(null=size.s_null, what=name, route="psi-engine", seconds=spread(values))
-    for route, count in workers:
-        scale = size.channels / len(chosen[route])
-        rounds = taken[f"{route} {count}"]
-        theirs = {"SQD": [r.seconds * scale for r in rounds]}
-        if count == 1:
-            for at, name in enumerate("SQD"):
-                theirs[name] = [scale * _inside(r.value, at) for r in rounds]
-        for name, values in theirs.items():
-            times = _ratio(values, ours[name])
-            results.add(
-                null=size.s_null,
-                what=name,
-                route=route,
-                processes=count,
-                channels=len(chosen[route]),
-                seconds=spread(values),
-                times=times,
-            )
-            if name == "SQD" and count == 1:
-                verdict = "reached" if times.p50 >= GOALS[route] else "missed"
-                print(f"  goal {GOALS[route]}x {route}: {verdict} at {times.p50:.1f}x")
 
 
-def _seconds(taken: dict[str, list[Round]], scale: float) -> dict[str, list[float]]:
+def _own_seconds(taken: dict[str, list[Round]], scale: float) -> dict[str, list[float]]:
     """psi-engine's seconds for all channels, by round."""
     of = {name: np.array([r.seconds for r in rounds]) for name, rounds in taken.items()}
     return {
@@ -195,8 +192,12 @@ def _seconds(taken: dict[str, list[Round]], scale: float) -> dict[str, list[floa
     }
 
 
-def _inside(channels: list[Channel], part: int) -> float:
-    return float(sum(channel.seconds[part] for channel in channels))
+def _loop_seconds(rounds: list[Round], scale: float) -> dict[str, list[float]]:
+    """A loop's seconds for all channels, by round: the wall's, and those inside the channels."""
+    seconds = {"SQD": [scale * r.seconds for r in rounds]}
+    for at, what in enumerate("SQD"):
+        seconds[what] = [scale * float(sum(c.seconds[at] for c in r.value)) for r in rounds]
+    return seconds
 
 
 def _ratio(above: Sequence[float], below: Sequence[float]) -> Spread:
@@ -214,16 +215,20 @@ def main(arguments: Sequence[str] | None = None) -> Results:
     parser.add_argument("--part", type=int, default=512, help="channels for S, Q and D apart")
     parser.add_argument("--scikit-learn", type=int, default=8, help="channels of that loop")
     parser.add_argument("--faiss", type=int, default=24, help="channels of that loop")
+    parser.add_argument(
+        "--processes", type=int, default=os.cpu_count() or 1, help="of the second run of a loop"
+    )
     parser.add_argument("--nulls", nargs="+", default=["rotation-samples", "rotation-tangent"])
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--device", default="cpu", help="where psi-engine runs")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     results = Results("scoring", vars(options))
+    crew = Crew(options.processes)
     for null in options.nulls:
         size = Size(options.channels, dim=options.dim, s_null=null, seed=options.seed)
-        few = {route: getattr(options, route.replace("-", "_")) for route in ROUTES}
-        compare(size, few, options, results)
+        compare(size, crew, options, results)
+    crew.close()
     if options.out:
         results.write(options.out)
     return results

@@ -76,7 +76,8 @@ def test_stability_covers_every_case(monkeypatch, tmp_path):
 def test_scoring_runs(tmp_path):
     needs_faiss()
     sizes = ["--channels", "12", "--part", "8", "--scikit-learn", "2", "--faiss", "2"]
-    scoring.main([*sizes, "--dim", "16", "--rounds", "1", "--out", str(tmp_path)])
+    options = ["--dim", "16", "--rounds", "1", "--nulls", "rotation-samples"]
+    scoring.main([*sizes, *options, "--processes", "2", "--out", str(tmp_path)])
     rows = json.loads((tmp_path / "scoring.json").read_text())["rows"]
     whole = [row for row in rows if row["what"] == "SQD" and row["route"] != "psi-engine"]
     assert {row["route"] for row in whole} == {"scikit-learn", "faiss"}
