@@ -1,9 +1,10 @@
 """S-nulls ``rotation-samples``, ``rotation-tangent`` and ``rotation-shared``.
 
 Langsrud's rotation test (Stat. Comput. 15, 2005): with Q orthogonal and Q1 = 1, the rows of QX
-have the same mean and covariance as those of X and no other structure. Everything happens on
-Gram matrices, G' = QGQᵀ. One bank of Haar matrices serves all channels; each channel permutes
-its patches first, and Q·P is Haar again.
+have the same mean and covariance as those of X and no other structure. Up to K = d everything
+happens on Gram matrices, G' = QGQᵀ: one bank of Haar matrices serves all channels; each channel
+permutes its patches first, and Q·P is Haar again. Beyond, the rows themselves are rotated, see
+:mod:`psi_engine.nulls.rotated_rows`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from psi_engine.nulls.base import Batch, Call
 from psi_engine.nulls.draws import rotations_about_ones
+from psi_engine.nulls.rotated_rows import rotated_scores
 from psi_engine.ops.exact import fold_sum, quantise
 from psi_engine.ops.random import permutations
 from psi_engine.statistics import NullSummary, summarise
@@ -34,6 +36,8 @@ def rotation_samples(batch: Batch, call: Call) -> NullSummary:
     Exact for Gaussian rows rotated before normalisation; on unit rows it rejects one Gaussian
     mode in 25–35 % of cases at 5 %.
     """
+    if batch.n > batch.units.shape[-1]:
+        return summarise(batch.s, rotated_scores(batch, call, batch.units.to(torch.float64)))
     return _compare(batch, call, batch.grams.to(torch.float64), lambda g: g)
 
 
@@ -51,8 +55,13 @@ def rotation_tangent(batch: Batch, call: Call) -> NullSummary:
     alignment = sums / fold_sum(sums).clamp(min=_TINY).sqrt()[:, None]
     refused = (alignment < LEAST_ALIGNMENT).any(-1)
     safe = torch.where(refused[:, None], 1.0, alignment)
-    tangent = grams / (safe[:, :, None] * safe[:, None, :]) - 1.0
-    summary = _compare(batch, call, tangent, lambda g: g + 1.0)
+    if batch.n > batch.units.shape[-1]:
+        # z/a = μ + y: its mean and the rest, which is rotated, are those of the tangent plane
+        rows = batch.units.to(torch.float64) / safe[:, :, None]
+        summary = summarise(batch.s, rotated_scores(batch, call, rows))
+    else:
+        tangent = grams / (safe[:, :, None] * safe[:, None, :]) - 1.0
+        summary = _compare(batch, call, tangent, lambda g: g + 1.0)
     return NullSummary(*(torch.where(refused, torch.nan, x) for x in summary))
 
 

@@ -1,4 +1,8 @@
-"""Every bad input, with its message, before any work."""
+"""Every bad input, with its message, before any work.
+
+Arrays of other libraries stand in test_arrays.py; data that cannot be scored (NaN, zero rows,
+too few patches) in test_score.py and test_defects.py: they give a status, no error.
+"""
 
 import numpy as np
 import pytest
@@ -6,7 +10,6 @@ import torch
 
 from psi_engine.config import ScoreConfig
 from psi_engine.errors import DeviceError, InputError
-from psi_engine.scores.arrays import as_tensor
 from psi_engine.scores.score import score
 
 Z = torch.randn(3, 8, 6, generator=torch.Generator().manual_seed(0))
@@ -14,6 +17,10 @@ T = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
 BANK = torch.randn(20, 6, generator=torch.Generator().manual_seed(2))
 UNRELATED = ScoreConfig(replicates=3, d_null="unrelated-text")
 QUICK = {"config": ScoreConfig(replicates=3)}
+
+
+def refuse(*_, **__):
+    raise AssertionError("work began before the input was checked")
 
 
 @pytest.mark.parametrize(
@@ -42,6 +49,26 @@ QUICK = {"config": ScoreConfig(replicates=3)}
             r"channel_ids has the wrong shape; got \(4,\); expected \(3,\)",
         ),
         ({"channel_ids": torch.rand(3)}, "channel_ids must be integers"),
+        (
+            {"channel_ids": torch.tensor([4, 7, 7])},
+            "channel_ids are not distinct; got 7 2 times; expected a number of its own",
+        ),
+        ({"labels": torch.zeros(24, dtype=torch.long)}, r"wrong shape; got \(24,\)"),
+        (
+            {"labels": torch.zeros(3, 8, dtype=torch.bool)},
+            "labels must be integers; got torch.bool",
+        ),
+        ({"labels": "cats"}, "labels is not an array; got str"),
+        ({"mask": np.ones((3, 8), np.uint8)}, "got torch.uint8; expected torch.bool; convert"),
+        ({"embeddings": Z.to(torch.complex64)}, "floating point; got torch.complex64; .*convert"),
+        ({"embeddings": Z[None]}, r"wrong rank; got \(1, 3, 8, 6\)"),
+        ({"embeddings": None}, "embeddings is not an array; got NoneType"),
+        ({"embeddings": Z[:, :0]}, "too few patches; got 0"),
+        ({"text_embeddings": T.long()}, "text_embeddings must be floating point"),
+        ({"text_embeddings": T, "concept_ids": T[:, 0]}, "concept_ids must be integers"),
+        ({"pool": Z}, r"pool does not fit the embeddings; got \(3, 8, 6\).*embed the pool"),
+        ({"pool": torch.ones(50, 6).long()}, "pool must be floating point"),
+        ({"unrelated_concept_ids": torch.arange(4)}, "given without unrelated_text_embeddings"),
         ({"text_embeddings": T[:1]}, "too few prompts; got 1; expected at least 2"),
         (
             {"text_embeddings": T[:, :5]},
@@ -95,7 +122,8 @@ QUICK = {"config": ScoreConfig(replicates=3)}
         ({"backend": "fortran"}, "unknown backend"),
     ],
 )
-def test_bad_input_is_refused(arguments, message):
+def test_bad_input_is_refused_before_any_work(arguments, message, monkeypatch):
+    monkeypatch.setattr("psi_engine.scores.score.observe", refuse)
     with pytest.raises(InputError, match=message):
         score(**({"embeddings": Z} | QUICK | arguments))
 
@@ -108,6 +136,12 @@ def test_bad_input_is_refused(arguments, message):
         ({"k_max": 1}, "k_max is too small"),
         ({"k_min": 3, "k_max": 2}, "k_max is below k_min"),
         ({"s_null": "rotaton"}, "unknown s_null"),
+        ({"replicates": "many"}, "replicates is not a number"),
+        ({"replicates": True}, "replicates is not a number"),
+        ({"restarts": 0}, "restarts is too small"),
+        ({"memory": 1000}, "memory is too small; got 1000; expected at least 1048576"),
+        ({"alpha": 1.5}, "alpha is out of range"),
+        ({"solver": "elkan"}, "unknown solver"),
         ({"q_null": "rotation"}, "unknown q_null"),
         ({"d_null": "rotation"}, "unknown d_null"),
     ],
@@ -121,36 +155,6 @@ def test_bad_settings_are_refused(arguments, message):
 def test_cuda_without_a_gpu_is_refused():
     with pytest.raises(DeviceError, match="no CUDA device is usable"):
         score(Z, device="cuda", **QUICK)
-
-
-class Producer:
-    """Any library's array: nothing but the DLPack protocol."""
-
-    def __init__(self, tensor):
-        self._tensor = tensor
-
-    def __dlpack__(self, **options):
-        return self._tensor.__dlpack__(**options)
-
-    def __dlpack_device__(self):
-        return self._tensor.__dlpack_device__()
-
-
-def test_torch_numpy_and_dlpack_score_alike_and_are_not_modified():
-    before = Z.clone()
-    want = score(Z, **QUICK)
-    frozen = Z.numpy().copy()
-    frozen.flags.writeable = False
-    for form in (frozen, frozen[:, :, ::-1][:, :, ::-1], Producer(Z)):
-        assert torch.equal(score(form, **QUICK).psi, want.psi)
-    assert torch.equal(Z, before)
-
-
-def test_gradients_and_foreign_byte_orders_are_handled():
-    leaf = Z.clone().requires_grad_()
-    assert not score(leaf, **QUICK).psi.requires_grad
-    with pytest.raises(InputError, match="unsupported dtype"):
-        as_tensor("labels", np.array(["a"]))
 
 
 def test_equal_pool_rows_count_once():
