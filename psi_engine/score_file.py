@@ -27,6 +27,7 @@ from torch import Tensor
 from psi_engine import artifacts
 from psi_engine.config import ScoreConfig
 from psi_engine.errors import InputError
+from psi_engine.scores.arrays import as_tensor
 from psi_engine.scores.describe import describe_clusters
 from psi_engine.scores.score import score
 from psi_engine.tables import channel_scores, cluster_scores, patch_table
@@ -125,12 +126,29 @@ def _read(file: Path) -> dict[str, np.ndarray]:
             return dict(load_file(file))
         if file.suffix == ".parquet":
             table = pq.read_table(file)
-            return {name: np.array(table[name].to_pylist()) for name in table.column_names}
+            return {name: _dense(table[name]) for name in table.column_names}
     except Exception as error:  # each format has its own; the reader needs the file's name
         raise InputError("the file cannot be read", got=f"{file}: {error}") from error
     raise InputError(
         "unknown kind of file", got=file.name, expected=".npz, .safetensors or .parquet (or .npy)"
     )
+
+
+def _dense(column: pa.ChunkedArray) -> np.ndarray:
+    """A column of equally long lists (of lists …) as an array; no Python object per number."""
+    values, shape = column.combine_chunks(), [len(column)]
+    while pa.types.is_nested(values.type):
+        lengths = values.value_lengths().unique()
+        if values.null_count or len(lengths) > 1:
+            raise ValueError(
+                f"lists of {len(lengths)} lengths ({values.null_count} missing): pad them and give "
+                "psi_engine.score a mask"
+            )
+        shape.append(lengths[0].as_py() if len(lengths) else 0)
+        values = values.flatten()
+    if values.null_count:
+        raise ValueError(f"{values.null_count} missing numbers")
+    return values.to_numpy(zero_copy_only=False).reshape(shape)
 
 
 def _read_one(path: Path) -> np.ndarray:
@@ -165,7 +183,7 @@ def _tensor(name: str, array: np.ndarray) -> Tensor:
         raise InputError(
             f"array {name} does not hold numbers", got=array.dtype, expected="floats or integers"
         )
-    return torch.from_numpy(array)
+    return as_tensor(name, array)
 
 
 def _names(side: Mapping[str, Tensor]) -> list[str] | None:

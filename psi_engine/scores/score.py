@@ -92,6 +92,12 @@ def score(
     Notes
     -----
     Neither the memory budget nor the order of the channels changes a bit of the result.
+
+    ``config.memory`` bounds what is held beyond inputs and results: a quarter for the channels
+    that travel together, an eighth for the pool's rows, the rest for one operation's temporaries;
+    64 MiB more cover what is no array. Inputs are read a few MiB at a time, also from a memory
+    map. A single channel or null set that is larger than its share is worked on all the same:
+    1000 patches of 512 dimensions want about 128 MiB.
     """
     config = ScoreConfig() if config is None else config
     inputs = check_inputs(
