@@ -23,7 +23,16 @@ _FIRST_LOOK = 32
 
 
 def unrelated_text(batch: Batch, call: Call) -> NullSummary:
-    """Compare D with D against random parts of the unrelated bank."""
+    """Compare D with D against random parts of the unrelated bank.
+
+    Notes
+    -----
+    Exact for a vocabulary that is itself a random part of the bank. One that only has the bank's
+    law differs more from the draws than they from each other: with a bank of b times the
+    vocabulary, z spreads by up to √((b + 1)/(b − 1)) instead of 1. On Gaussian texts 14 % are
+    rejected at 5 % for b = 3 and 6 to 8 % for b = 10 (``contrast``; ``gap`` 7 to 11 % and 4 to
+    5 %).
+    """
     if call.unrelated is None:
         call.note(
             "d_null 'unrelated-text' needs a bank of unrelated texts and none was given: "
