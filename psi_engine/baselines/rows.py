@@ -39,6 +39,16 @@ def units(embeddings: Tensor) -> tuple[Tensor, Tensor]:
     return unit.rows.to(torch.float64), unit.nonzero.all(1)
 
 
+def largest(embeddings: Tensor) -> tuple[Tensor, Tensor]:
+    """Size of each channel's largest coordinate, float64 (channels,), and which are usable.
+
+    Usable are those of :func:`units`; the others' size means nothing.
+    """
+    low, high = torch.aminmax(embeddings, dim=-1)
+    size = torch.maximum(-low, high).to(torch.float64)
+    return size.amax(1), (torch.isfinite(size) & (size > 0)).all(1)
+
+
 def patch_mean(x: Tensor) -> Tensor:
     """Mean over patches: (..., patches, dim) to (..., dim)."""
     return fold_mean(x.mT)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from psi_engine.baselines.rows import chunks, cosine, patch_mean, units
+from psi_engine.baselines.rows import chunks, cosine, largest, patch_mean
 from psi_engine.baselines.two_means import Pairs, centres, split_in_two
 from psi_engine.ops.exact import fold_mean, fold_sum, unit_rows
 
@@ -43,11 +43,12 @@ def clarity(embeddings: Tensor) -> Tensor:
 
 
 def _clarity(embeddings: Tensor) -> Tensor:
-    rows, usable = units(embeddings)
-    n = rows.shape[1]
-    mean = patch_mean(rows)
+    unit = unit_rows(embeddings)
+    n = embeddings.shape[1]
+    # Rows on the grid: their sum is exact in any order.
+    mean = unit.rows.sum(1, dtype=torch.float64) / n
     value = n / (n - 1) * (fold_sum(mean * mean) - 1 / n)
-    return torch.where(usable, value, torch.nan)
+    return torch.where(unit.nonzero.all(1), value, torch.nan)
 
 
 def redundancy(embeddings: Tensor) -> Tensor:
@@ -68,7 +69,7 @@ def redundancy(embeddings: Tensor) -> Tensor:
 
 def mean_direction(embeddings: Tensor) -> Tensor:
     """Grid unit rows of the channels' means, float32 (channels, dim); zero where there is none."""
-    usable = unit_rows(embeddings).nonzero.all(1)
+    _, usable = largest(embeddings)
     mean = unit_rows(patch_mean(embeddings.to(torch.float64)))
     return torch.where(usable[:, None], mean.rows, 0.0)
 

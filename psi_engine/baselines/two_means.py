@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from psi_engine.baselines.rows import patch_mean
-from psi_engine.ops.exact import fold_sum, quantise, unit_rows
+from psi_engine.baselines.rows import largest, patch_mean
+from psi_engine.ops.exact import fold_sum, quantise
 from psi_engine.ops.random import hash_keys, permutations, string_key
 
 _RESTARTS = 10
@@ -47,18 +47,18 @@ def split_in_two(embeddings: Tensor, seed: int) -> Pairs:
     them and rounded to multiples of 2⁻²⁴: its products are exact in any order, so the bits do
     not depend on the batch. The rounding moves a distance by about 10⁻⁷ of the longest row.
     """
-    usable = unit_rows(embeddings).nonzero.all(1)
-    x = torch.where(usable[:, None, None], embeddings.to(torch.float64), 0.0)
-    exponent = torch.frexp(x.abs().amax((1, 2))).exponent
-    x = torch.ldexp(x, -exponent[:, None, None])
+    size, usable = largest(embeddings)
+    exponent = torch.frexp(torch.where(usable, size, 0.0)).exponent
+    scale = torch.ldexp(torch.ones_like(size), -exponent)[:, None, None]
+    x = torch.where(usable[:, None, None], embeddings.to(torch.float64) * scale, 0.0)
     apart = x - patch_mean(x)[:, None]
     longest = fold_sum(apart * apart).amax(1).sqrt()
     rows = quantise(apart / torch.where(longest > 0, longest, 1.0)[:, None, None])
     grams = rows.to(torch.float64) @ rows.to(torch.float64).mT
     own = grams.diagonal(dim1=-2, dim2=-1)
     squared = own[:, :, None] + own[:, None, :] - 2 * grams
-    scale = torch.ldexp(longest, exponent)[:, None, None]
-    return Pairs(x, exponent, usable, squared.sqrt() * scale, _two_means(squared, seed))
+    distance = squared.sqrt() * torch.ldexp(longest, exponent)[:, None, None]
+    return Pairs(x, exponent, usable, distance, _two_means(squared, seed))
 
 
 def centres(pairs: Pairs) -> tuple[Tensor, Tensor]:
