@@ -230,8 +230,7 @@ def _rotation(rng: np.random.Generator, n: int) -> np.ndarray:
 class Crew:
     """Processes that run loops, each its part of the channels, with one thread.
 
-    One thread each: on problems this small more threads are slower for faiss and no faster for
-    scikit-learn.
+    One problem is too small to share between threads; channels are what cores can share.
     """
 
     def __init__(self, processes: int) -> None:
