@@ -17,7 +17,7 @@ from psi_engine.errors import DataError, DeviceError, InputError, ModelError
 from psi_engine.hooks import as_maps, capture
 from psi_engine.mining import MICRO_BATCH, dead_channels, mine
 from psi_engine.models import LoadedModel
-from tests.test_miner import assert_brute_force, assert_same
+from tests.mining.test_miner import assert_brute_force, assert_same
 
 PREPROCESS = Preprocess(16, 16)
 
