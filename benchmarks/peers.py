@@ -6,8 +6,9 @@
 sides may stop in different optima: ``difference`` is then over the channels with the same
 clusters, ``differ`` is the share of all channels that are more than 10⁻³ apart, and ``lower`` and
 ``higher`` are the shares whose sum of squares is lower or higher here than there. ``times`` is
-their time over ours. Embeddings are float32 and not of length one: neither side normalises them
-for 2-means.
+their time over ours. The generated embeddings are not of length one: neither side normalises them
+for 2-means. ``tiny_imagenet_resnet18`` in the tracked results are unit features of a ResNet-18, 50
+Tiny-ImageNet images a channel, of one class, of 2 to 5 classes and of all.
 """
 
 from __future__ import annotations
