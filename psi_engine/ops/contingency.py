@@ -153,8 +153,9 @@ def _check_integers(assignments: Tensor, labels: Tensor) -> None:
                 got=f"{tuple(value.shape)} {value.dtype}",
             )
     try:
-        torch.broadcast_shapes(assignments.shape, labels.shape)
-    except RuntimeError as error:
+        # NumPy's, because torch's loads SymPy, which takes seconds
+        np.broadcast_shapes(assignments.shape, labels.shape)
+    except ValueError as error:
         raise InputError(
             "assignments and labels do not fit each other",
             got=f"{tuple(assignments.shape)} and {tuple(labels.shape)}",
