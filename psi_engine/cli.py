@@ -190,6 +190,7 @@ def validate(
     channel_replicates: Annotated[
         int | None, typer.Option(help="At most so many where each channel needs its own (50).")
     ] = None,
+    bootstrap: Annotated[int | None, typer.Option(help="Resamples per interval (400).")] = None,
     device: _Device = None,
     seed: _Seed = None,
     out: _Out = None,

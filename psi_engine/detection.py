@@ -20,9 +20,12 @@ Floats = NDArray[np.float64]
 LEVEL = 0.95
 """Coverage of the percentile intervals."""
 
+_AT_ONCE = 1 << 18
+# Numbers worked on together: what stays near a core.
+
 
 class Areas(NamedTuple):
-    """AUROC and average precision of each resample, float64 (resamples,) each."""
+    """AUROC and average precision of each resample, float64 (..., resamples) each."""
 
     auroc: Floats
     average_precision: Floats
@@ -70,43 +73,62 @@ def resample(key: int, items: int, resamples: int) -> Floats:
 
 
 def weighted_areas(high: Floats, low: Floats, high_counts: Floats, low_counts: Floats) -> Areas:
-    """AUROC and average precision under each column of counts.
+    """AUROC and average precision of several scores under each column of counts.
 
     Parameters
     ----------
-    high, low : ndarray, float64 (n,) and (m,)
-        Scores of the kind that should be high and of the other. A missing score (NaN) counts
-        against the measure: lowest where it should be high, highest where it should be low.
+    high, low : ndarray, float64 (scores, n) and (scores, m)
+        Values of the kind that should be high and of the other. A missing one (NaN) counts
+        against the score: lowest where it should be high, highest where it should be low.
     high_counts, low_counts : ndarray, float64 (n, resamples) and (m, resamples)
 
     Returns
     -------
     Areas
+        Each (scores, resamples).
 
     Notes
     -----
-    With TP and FP the counts at or above each distinct score, AUROC is the trapezoid area
+    With TP and FP the counts at or above each distinct value, AUROC is the trapezoid area
     Σ ΔFP·(TP − ΔTP/2)/(P·N) and average precision Σ ΔTP/P · TP/(TP + FP), the step area that
     scikit-learn's ``average_precision_score`` computes: no interpolation between thresholds.
     """
+    counts = np.concatenate([high_counts, low_counts])
     values = np.concatenate(
-        [np.where(np.isnan(high), -np.inf, high), np.where(np.isnan(low), np.inf, low)]
+        [np.where(np.isnan(high), -np.inf, high), np.where(np.isnan(low), np.inf, low)], axis=1
     )
-    order = np.argsort(-values, kind="stable")
-    ordered = values[order]
-    last = np.append(ordered[1:] != ordered[:-1], True)  # where a group of equal scores ends
-    counts = np.concatenate([high_counts, low_counts])[order]
-    of_high = (order < len(high))[:, None]
-    true = np.cumsum(np.where(of_high, counts, 0.0), axis=0)[last]
-    false = np.cumsum(np.where(of_high, 0.0, counts), axis=0)[last]
-    true_step = np.diff(true, axis=0, prepend=0.0)
-    false_step = np.diff(false, axis=0, prepend=0.0)
-    auroc = (false_step * (true - true_step / 2)).sum(0) / (true[-1] * false[-1])
+    step = max(1, _AT_ONCE // counts.size)
+    parts = [
+        _areas(values[start : start + step], counts, high.shape[1])
+        for start in range(0, len(values), step)
+    ]
+    return Areas(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def _areas(values: Floats, counts: Floats, high: int) -> Areas:
+    """Areas of some scores; the first ``high`` columns of ``values`` should be high."""
+    order = np.argsort(-values, axis=1, kind="stable")
+    ordered = np.take_along_axis(values, order, axis=1)
+    drawn = counts[order]
+    true = np.cumsum(np.where((order < high)[..., None], drawn, 0.0), axis=1)
+    false = np.cumsum(drawn, axis=1) - true
+    last = np.ones_like(ordered, dtype=bool)
+    last[:, :-1] = ordered[:, 1:] != ordered[:, :-1]
+    if not last.all():
+        # every member of a group of equal values stands where the group ends
+        place = np.where(last, np.arange(last.shape[1]), last.shape[1])
+        end = np.minimum.accumulate(place[:, ::-1], axis=1)[:, ::-1, None]
+        true, false = (np.take_along_axis(x, end, axis=1) for x in (true, false))
+    true_step, false_step = true.copy(), false.copy()
+    true_step[:, 1:] -= true[:, :-1]
+    false_step[:, 1:] -= false[:, :-1]
+    positives, negatives = true[:, -1], false[:, -1]
+    auroc = (false_step * (true - true_step / 2)).sum(1) / (positives * negatives)
     precision = true / np.maximum(true + false, 1.0)
-    return Areas(auroc, (true_step * precision).sum(0) / true[-1])
+    return Areas(auroc, (true_step * precision).sum(1) / positives)
 
 
-def interval(draws: Floats) -> tuple[float, float]:
-    """Percentile interval of bootstrap draws (resamples,) at :data:`LEVEL`."""
-    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+def interval(draws: Floats) -> tuple[Floats, Floats]:
+    """Percentile intervals of bootstrap draws (..., resamples) at :data:`LEVEL`: (...) twice."""
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=-1)
+    return low, high

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from psi_engine.detection import interval, rank_auroc, resample, weighted_areas
+from psi_engine import detection
+from psi_engine.detection import Areas, interval, rank_auroc, resample, weighted_areas
 from tests.reference import detection as reference
 
 
@@ -16,11 +17,15 @@ def draw(seed: int, levels: int) -> tuple[np.ndarray, np.ndarray]:
     return high.astype(float), random.integers(levels, size=31) / levels
 
 
+def one_score(high: np.ndarray, low: np.ndarray, *counts: np.ndarray) -> Areas:
+    return Areas(*(area[0] for area in weighted_areas(high[None], low[None], *counts)))
+
+
 @pytest.mark.parametrize("levels", [2, 5, 1000])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_areas_equal_scikit_learn_and_loops(seed: int, levels: int) -> None:
     high, low = draw(seed, levels)
-    areas = weighted_areas(high, low, np.ones((23, 1)), np.ones((31, 1)))
+    areas = one_score(high, low, np.ones((23, 1)), np.ones((31, 1)))
     truth, values = np.repeat([1, 0], [23, 31]), np.concatenate([high, low])
     assert areas.auroc[0] == pytest.approx(roc_auc_score(truth, values), abs=1e-12)
     expected = average_precision_score(truth, values)
@@ -34,13 +39,25 @@ def test_areas_equal_scikit_learn_and_loops(seed: int, levels: int) -> None:
 def test_each_resample_equals_the_loop_on_its_items() -> None:
     high, low = draw(3, 7)
     of_high, of_low = resample(1, 23, 20), resample(2, 31, 20)
-    areas = weighted_areas(high, low, of_high, of_low)
+    areas = one_score(high, low, of_high, of_low)
     for column in range(21):
-        some = [x for x, times in zip(high, of_high[:, column]) for _ in range(int(times))]
-        other = [x for x, times in zip(low, of_low[:, column]) for _ in range(int(times))]
+        some = np.repeat(high, of_high[:, column].astype(int)).tolist()
+        other = np.repeat(low, of_low[:, column].astype(int)).tolist()
         assert areas.auroc[column] == pytest.approx(reference.auroc(some, other), abs=1e-12)
         expected = reference.average_precision(some, other)
         assert areas.average_precision[column] == pytest.approx(expected, abs=1e-12)
+
+
+def test_scores_judged_together_are_judged_as_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = [draw(seed, levels) for seed in range(3) for levels in (2, 1000)]
+    high, low = (np.array(side) for side in zip(*pairs, strict=True))
+    counts = resample(1, 23, 5), resample(2, 31, 5)
+    together = weighted_areas(high, low, *counts)
+    monkeypatch.setattr(detection, "_AT_ONCE", 1)
+    apart = weighted_areas(high, low, *counts)
+    for one, other in zip(together, apart, strict=True):
+        assert one.shape == (6, 6)
+        assert np.array_equal(one, other)
 
 
 def test_resamples_start_with_the_sample_and_draw_evenly() -> None:
@@ -61,7 +78,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
     for trial in range(200):
         random = np.random.default_rng(trial)
         high, low = random.normal(1, 1, 60), random.normal(0, 1, 60)
-        draws = weighted_areas(high, low, resample(trial, 60, 200), resample(-trial - 1, 60, 200))
+        draws = one_score(high, low, resample(trial, 60, 200), resample(-trial - 1, 60, 200))
         lower, upper = interval(draws.auroc[1:])
         missed += not lower <= 0.7602 <= upper
     assert 2 <= missed <= 24
@@ -70,6 +87,6 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
 def test_a_missing_score_counts_against_the_measure() -> None:
     one = np.ones((2, 1))
     high, low = np.array([np.nan, 1.0]), np.array([0.0, np.nan])
-    areas = weighted_areas(high, low, one, one)
+    areas = one_score(high, low, one, one)
     assert areas.auroc[0] == 0.25  # only 1.0 above 0.0
     assert areas.average_precision[0] == pytest.approx((1 / 2 + 2 / 4) / 2)

@@ -95,60 +95,59 @@ def judge(
     InputError
         There is nothing to tell apart.
     """
-    listed = list(listed)
+    listed = [measure for measure in listed if not np.isnan(measure.values).all()]
+    values = np.array([measure.values for measure in listed])
     rows: list[dict[str, Any]] = []
     for name in (*HALVES, BOTH):
         inside = np.ones(len(kinds), bool) if name == BOTH else half == name
-        pairs = contrasts(kinds[inside]) if inside.any() else []
+        if not inside.any() or not listed:
+            continue
         where = {kind: np.flatnonzero(inside & (kinds == kind)) for kind in set(kinds[inside])}
         counts = {
             kind: resample(_key(seed, suite, name, kind), len(units), resamples)
             for kind, units in where.items()
         }
-        for measure in listed:
-            if np.isnan(measure.values).all():
-                continue
-            rows += _judge_one(measure, suite, name, pairs, where, counts)
+        found = _judge_half(values, contrasts(where), where, counts)
+        for number, measure in enumerate(listed):
+            about = {"suite": suite, "half": name, "measure": measure.name, **measure._asdict()}
+            del about["name"], about["values"]
+            rows += [{**about, **{key: of[key][number] for key in of}} for of in found]
     return pa.Table.from_pylist(rows, schema=_SCHEMA)
 
 
-def _judge_one(
-    measure: Measure,
-    suite: str,
-    half: str,
+def _judge_half(
+    values: Floats,
     pairs: list[Contrast],
     where: Mapping[str, NDArray[np.intp]],
     counts: Mapping[str, Floats],
-) -> list[dict[str, Any]]:
-    about = {"suite": suite, "half": half, **measure._asdict(), "measure": measure.name}
-    del about["name"], about["values"]
-    rows = []
-    found: dict[str, list[Areas]] = {}
+) -> list[dict[str, list[Any]]]:
+    """Columns over the measures of each contrast, and of the worst of each relation."""
+    names, areas, sizes = [], [], []
     for pair in pairs:
-        high, low = (measure.values[where[kind]] for kind in (pair.high, pair.low))
-        areas = weighted_areas(high, low, counts[pair.high], counts[pair.low])
-        found.setdefault(pair.relation, []).append(areas)
-        missing = int(np.isnan(high).sum() + np.isnan(low).sum())
-        sizes = {"n_high": len(high), "n_low": len(low), "missing": missing}
-        rows.append({**about, "contrast": pair.name, **sizes, **_summary(areas)})
-    plain = list(rows)
-    for relation, several in found.items():
-        lowest = Areas(*(np.min(field, axis=0) for field in zip(*several, strict=True)))
-        own = [row for row, pair in zip(plain, pairs, strict=True) if pair.relation == relation]
-        sizes = {key: min(row[key] for row in own) for key in ("n_high", "n_low")}
-        missing = max(row["missing"] for row in own)
-        lowest_row = {**sizes, "missing": missing, **_summary(lowest)}
-        rows.append({**about, "contrast": WORST[relation], **lowest_row})
-    return rows
-
-
-def _summary(areas: Areas) -> dict[str, float]:
-    """Take the sample's own areas, column 0, and the intervals of the resamples."""
-    summary: dict[str, float] = {}
-    for name, draws in (("auroc", areas.auroc), ("ap", areas.average_precision)):
-        low, high = interval(draws[1:])
-        summary |= {name: float(draws[0]), f"{name}_low": low, f"{name}_high": high}
-    return summary
+        high, low = values[:, where[pair.high]], values[:, where[pair.low]]
+        names.append(pair.name)
+        areas.append(weighted_areas(high, low, counts[pair.high], counts[pair.low]))
+        missing = np.isnan(high).sum(1) + np.isnan(low).sum(1)
+        sizes.append((high.shape[1], low.shape[1], missing))
+    for relation in RELATIONS:
+        own = [place for place, pair in enumerate(pairs) if pair.relation == relation]
+        if own:
+            fields = zip(*(areas[place] for place in own), strict=True)
+            names.append(WORST[relation])
+            areas.append(Areas(*(np.min(field, axis=0) for field in fields)))
+            n_high, n_low, missing = zip(*(sizes[place] for place in own), strict=True)
+            sizes.append((min(n_high), min(n_low), np.max(missing, axis=0)))
+    found = []
+    for name, (n_high, n_low, missing), both in zip(names, sizes, areas, strict=True):
+        columns: dict[str, list[Any]] = {"contrast": [name] * len(values)}
+        columns |= {"n_high": [n_high] * len(values), "n_low": [n_low] * len(values)}
+        columns["missing"] = missing.tolist()
+        for area, draws in zip(("auroc", "ap"), both, strict=True):
+            low, high = interval(draws[:, 1:])  # column 0 is the sample itself
+            columns[area] = draws[:, 0].tolist()
+            columns |= {f"{area}_low": low.tolist(), f"{area}_high": high.tolist()}
+        found.append(columns)
+    return found
 
 
 def _key(seed: int, suite: str, half: str, kind: str) -> int:

@@ -95,6 +95,10 @@ def gather(
     rotated = None if texts.embeddings is None else rotate(texts.embeddings, config.score.seed)
     columns: Columns = {}
     notes: dict[str, None] = {}
+    if texts.embeddings is None:
+        notes["the encoder has no texts: D is left out everywhere"] = None
+    if not parents:
+        notes["no coarse mapping: related kinds and coarse labels are left out"] = None
     for number, task in enumerate(tasks):
         found = _score(suite, texts, rotated, coarse, task, config)
         columns.update(_columns(found, task))

@@ -41,15 +41,15 @@ def test_sets_are_made_of_their_classes_in_equal_parts() -> None:
 
 def test_pool_and_sets_share_no_image_and_sets_differ() -> None:
     suite = mix(top_k=15)  # exactly the part of a class that is for sets
-    usable, pool = split_images(world.labels(), 15, 0)
+    _, pool = split_images(world.labels(), 15, 0)
     drawn = set(suite.image_ids.flatten().tolist())
     assert not drawn & set(pool.tolist())
     assert torch.equal(suite.pool, world.embeddings()[pool])
     assert len(pool) == int(POOL_SHARE * world.EACH) * world.CLASSES
     sets = [tuple(ids.tolist()) for ids in suite.image_ids]
     assert len(set(sets)) == len(sets)
-    assert any("came up twice" in note for note in mix(top_k=15, sets=40).notes)
-    assert sum(plan.kind == "mono" for plan in mix(top_k=15, sets=40).plans) == world.CLASSES
+    assert any("came up twice" in note for note in mix(top_k=15, sets=60).notes)
+    assert sum(plan.kind == "mono" for plan in mix(top_k=15, sets=60).plans) == world.CLASSES
 
 
 def test_the_seed_draws_and_nothing_else() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from psi_engine.validation.plan import HALVES, plan_units, split_classes
-from tests.validation import world
 
 
 def test_halves_are_disjoint_whole_and_keyed() -> None:
@@ -31,8 +30,9 @@ def test_each_kind_has_its_share_in_each_half_and_classes_of_its_half() -> None:
 
 
 def test_without_repetition_kinds_run_out_and_say_so() -> None:
+    parents = {label: (f"parent {label // 6}",) for label in range(12)}
     halves = {"tuning": [0, 1, 2, 3, 4, 5], "held-out": [6, 7, 8, 9, 10, 11]}
-    plans, notes = plan_units(halves, world.PARENTS, 40, ("noise",), 0, repeat=False)
+    plans, notes = plan_units(halves, parents, 40, ("noise",), 0, repeat=False)
     counts = {kind: sum(plan.kind == kind for plan in plans) for kind in {p.kind for p in plans}}
     # each half is one parent's classes: nothing is unrelated
     assert counts["mono"] == 12

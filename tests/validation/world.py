@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-CLASSES, EACH, DIM = 24, 30, 32
-PARENTS = {label: (f"parent {label // 6}",) for label in range(CLASSES)}
+CLASSES, EACH, DIM = 40, 30, 48
+PARENTS = {label: (f"parent {label % 5}",) for label in range(CLASSES)}
 
 
 def labels() -> Tensor:
