@@ -16,8 +16,10 @@ SNull = Literal[
     "rotation-shared", "rotation", "rotation-samples", "rotation-tangent", "pool", "neighborhood"
 ]
 QNull = Literal["permutation", "exact"]
-DNull = Literal["unrelated-text", "text-shuffle", "partition", "pool", "neighborhood"]
-DMeasure = Literal["gap", "contrast"]
+DNull = Literal[
+    "text-rotation", "unrelated-text", "text-shuffle", "partition", "pool", "neighborhood"
+]
+DMeasure = Literal["gap", "contrast", "margin"]
 DLevel = Literal["prompt", "concept"]
 Solver = Literal["hartigan", "lloyd"]
 Backend = Literal["auto", "torch", "numba", "cuda"]
@@ -114,7 +116,8 @@ class ScoreConfig:
     d_null: DNull = "pool"
     """Null of the distinctness D."""
     d_measure: DMeasure = "contrast"
-    """``gap``: best minus second similarity (paper); ``contrast``: best against other clusters."""
+    """``gap``: best minus second similarity (paper); ``contrast``, ``margin``: against the other
+    clusters and their names, see :mod:`psi_engine.ops.naming`."""
     d_level: DLevel = "concept"
     """``prompt``: every prompt stands alone (paper); ``concept``: template-averaged."""
     solver: Solver = "hartigan"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from psi_engine.config import ScoreConfig
 from psi_engine.ops.backend import Resolved
-from psi_engine.ops.exact import fold_sum
+from psi_engine.ops.exact import cosines, fold_sum
 from psi_engine.ops.random import hash_keys, string_key
 from psi_engine.ops.separability import Separability, separability
 from psi_engine.scores.distinctness import Texts
@@ -78,6 +78,20 @@ class Call:
             self._latest.pop(name, None)  # before the new one is made: never both
             self._latest[name] = key, compute()
         return self._latest[name][1]  # type: ignore[return-value]
+
+    @property
+    def centre(self) -> Tensor | None:
+        """What D's ``margin`` takes off, the pool's mean: float32 (dim,); None elsewhere."""
+        if self.config.d_measure != "margin":
+            return None
+        return self.once("centre", self.pool.mean)
+
+    @property
+    def centre_similarities(self) -> Tensor | None:
+        """Similarities of :attr:`centre` to the texts: float32 (texts,); None without one."""
+        if self.centre is None or self.texts is None:
+            return None
+        return cosines(self.centre[None], self.texts.rows)[0]
 
     def note(self, text: str) -> None:
         """Tell the caller something, once."""

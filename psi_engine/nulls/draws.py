@@ -53,22 +53,31 @@ def chi(freedom: Tensor, *keys: Tensor | int) -> Tensor:
     return torch.from_numpy(np.asarray(values)).to(u.device)
 
 
+def frames(keys: Tensor, size: int, dim: int) -> Tensor:
+    """Random orthonormal vectors, the first rows of Haar matrices: float64 (m, size, dim).
+
+    Notes
+    -----
+    The Q factor of a Gaussian matrix with the signs of R's diagonal moved over (Mezzadri 2007).
+    LAPACK factors each matrix by itself on the CPU; on CUDA many small QRs are slow, and the bits
+    would differ.
+    """
+    place = torch.arange(dim * size).reshape(dim, size)
+    q, r = torch.linalg.qr(normals(keys.cpu()[:, None, None], place))
+    diagonal = r.diagonal(dim1=-2, dim2=-1)
+    return (q * torch.where(diagonal < 0, -1.0, 1.0)[:, None, :]).mT.to(keys.device)
+
+
 def rotations_about_ones(keys: Tensor, n: int) -> Tensor:
     """Random orthogonal matrices that keep the vector of ones: float64 (m, n, n).
 
     Notes
     -----
     Q = 11ᵀ/n + B R Bᵀ with B an orthonormal basis of the complement of 1 (Helmert's) and R Haar
-    in O(n − 1): the Q factor of a Gaussian matrix with the signs of R's diagonal moved over
-    (Mezzadri 2007). LAPACK factors each matrix by itself on the CPU; on CUDA many small QRs are
-    slow, and the bits would differ.
+    in O(n − 1).
     """
     size = n - 1
-    place = torch.arange(size * size).reshape(size, size)
-    gaussian = normals(keys.cpu()[:, None, None], place)
-    q, r = torch.linalg.qr(gaussian)
-    diagonal = r.diagonal(dim1=-2, dim2=-1)
-    q = q * torch.where(diagonal < 0, -1.0, 1.0)[:, None, :]
+    q = frames(keys.cpu(), size, size).mT
     row = torch.arange(1, n, dtype=torch.float64)
     basis = torch.triu(torch.ones(n, size, dtype=torch.float64))
     basis[row.long(), row.long() - 1] = -row

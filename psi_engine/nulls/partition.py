@@ -22,7 +22,7 @@ def partition(batch: Batch, call: Call) -> NullSummary:
     call.note(
         "d_null 'partition' treats the clusters as if they had been drawn without looking at the "
         "embeddings: on one-mode channels it rejects 23 to 87 % at 5 %; "
-        "use 'pool' or 'neighborhood'"
+        "use 'text-rotation'"
     )
     k, n, texts = int(batch.n_clusters.max()), batch.n, call.texts.rows
     draws = torch.empty(
@@ -39,6 +39,11 @@ def partition(batch: Batch, call: Call) -> NullSummary:
             own = batch.assignments[rows, None].expand(-1, len(part), -1)
             shuffled = own.gather(2, permutations(keys, n))
             draws[rows, part[0] : part[-1] + 1] = partition_distinctness(
-                found, batch.grams[rows], shuffled, k, call.config.d_measure
+                found,
+                batch.grams[rows],
+                shuffled,
+                k,
+                call.config.d_measure,
+                call.centre_similarities,
             )
     return summarise(batch.d, draws)

@@ -61,7 +61,8 @@ def distinctness_table(family: Family, n: int, k: int, call: Call) -> Tensor:
             rows = torch.arange(len(keys), device=call.device)
             for part in rows.split(call.near_chunk(n * call.pool.dim * 12)):
                 units = call.pool.take(positions[part])
-                values.append(distinctness(units, found[part], k, texts, config.d_measure))
+                found_part, kind = found[part], config.d_measure
+                values.append(distinctness(units, found_part, k, texts, kind, call.centre))
         return torch.cat(values)
 
     return call.once((family, "d", n, k), compute)

@@ -18,6 +18,7 @@ from psi_engine.nulls.rotation_samples import (
     rotation_shared,
     rotation_tangent,
 )
+from psi_engine.nulls.text_rotation import text_rotation
 from psi_engine.nulls.text_shuffle import text_shuffle
 from psi_engine.nulls.unrelated_text import unrelated_text
 
@@ -32,6 +33,7 @@ NULLS: dict[str, dict[str, NullFunction]] = {
     },
     "q": {"permutation": permutation, "exact": exact_moments},
     "d": {
+        "text-rotation": text_rotation,
         "unrelated-text": unrelated_text,
         "text-shuffle": text_shuffle,
         "partition": partition,

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from psi_engine.nulls.base import Batch, Call
 from psi_engine.ops.exact import cosines, unit_rows
+from psi_engine.ops.naming import measure
 from psi_engine.ops.random import permutations
-from psi_engine.scores.distinctness import measure, prototypes
+from psi_engine.scores.distinctness import named_rows
 from psi_engine.statistics import NullSummary, summarise
 
 
@@ -24,7 +25,9 @@ def text_shuffle(batch: Batch, call: Call) -> NullSummary:
     if batch.d is None or call.texts is None:
         raise ValueError("a D null needs D")
     k = int(batch.n_clusters.max())
-    rows, present = prototypes(batch.units, batch.assignments, k)
+    kind = call.config.d_measure
+    named = named_rows(batch.units, batch.assignments, k, kind, call.centre)
+    rows = named.rows
     texts = call.texts.rows
     draws = torch.empty(len(rows), call.config.replicates, dtype=torch.float64, device=rows.device)
     for several, shuffled in _shuffles(texts, call):
@@ -35,8 +38,8 @@ def text_shuffle(batch: Batch, call: Call) -> NullSummary:
             found = cosines(rows[part].flatten(0, 1), shuffled.flatten(0, 1))
             # (channels · replicates, k, texts)
             found = found.unflatten(0, (-1, k)).unflatten(2, (size, -1)).movedim(2, 1).flatten(0, 1)
-            here = present[part].repeat_interleave(size, 0)
-            values = measure(found, here, call.config.d_measure)
+            here = named.weights[part].repeat_interleave(size, 0)
+            values = named.scale * measure(found, here, kind)
             draws[part, several[0] : several[-1] + 1] = values.unflatten(0, (-1, size))
     return summarise(batch.d, draws)
 

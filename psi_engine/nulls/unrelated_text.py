@@ -14,7 +14,8 @@ from psi_engine.nulls.base import Batch, Call
 from psi_engine.nulls.draws import without_replacement
 from psi_engine.nulls.text_shuffle import text_shuffle
 from psi_engine.ops.exact import cosines
-from psi_engine.scores.distinctness import contrast, mean_over, prototypes
+from psi_engine.ops.naming import apart, mean_over
+from psi_engine.scores.distinctness import named_rows
 from psi_engine.statistics import NullSummary, summarise
 
 _FIRST_LOOK = 32
@@ -43,7 +44,9 @@ def unrelated_text(batch: Batch, call: Call) -> NullSummary:
         raise ValueError("a D null needs D")
     chosen = call.once("unrelated-text", lambda: _drawn_texts(call))
     k = int(batch.n_clusters.max())
-    rows, present = prototypes(batch.units, batch.assignments, k)
+    kind = call.config.d_measure
+    named = named_rows(batch.units, batch.assignments, k, kind, call.centre)
+    rows = named.rows
     bank = call.unrelated.rows
     draws = []
     each = k * (len(bank) * 40 + call.config.replicates * (64 + 32 * k))
@@ -51,8 +54,8 @@ def unrelated_text(batch: Batch, call: Call) -> NullSummary:
         min(call.chunk(each), 8 * call.near_chunk(each))
     ):
         found = cosines(rows[part], bank)
-        draws.append(restricted_measure(found, present[part], chosen, call.config.d_measure, call))
-    return summarise(batch.d, torch.cat(draws))
+        draws.append(restricted_measure(found, named.weights[part], chosen, kind, call))
+    return summarise(batch.d, named.scale * torch.cat(draws))
 
 
 def _drawn_texts(call: Call) -> Tensor:
@@ -67,16 +70,17 @@ def _drawn_texts(call: Call) -> Tensor:
 
 
 def restricted_measure(
-    similarities: Tensor, present: Tensor, chosen: Tensor, kind: DMeasure, call: Call
+    similarities: Tensor, weights: Tensor, chosen: Tensor, kind: DMeasure, call: Call
 ) -> Tensor:
     """D of each channel when only some texts may be used.
 
     Parameters
     ----------
     similarities : Tensor, float32 (n, k, texts)
-    present : Tensor, bool (n, k)
+    weights : Tensor, float64 (n, k)
+        See :func:`psi_engine.ops.naming.measure`.
     chosen : Tensor, bool (replicates, texts)
-    kind : {"gap", "contrast"}
+    kind : {"gap", "contrast", "margin"}
 
     Returns
     -------
@@ -87,7 +91,7 @@ def restricted_measure(
     flat = similarities.flatten(0, 1)
     first, second = _best_two(flat, chosen, call)  # each int64 (n·k, replicates)
     best = flat.gather(1, first).unflatten(0, (n, k)).movedim(2, 1)  # (n, replicates, k)
-    here = present[:, None, :].expand_as(best)
+    here = weights[:, None, :].expand_as(best)
     if kind == "gap":
         runner = flat.gather(1, second).unflatten(0, (n, k)).movedim(2, 1)
         return mean_over(best.to(torch.float64) - runner, here)
@@ -95,7 +99,7 @@ def restricted_measure(
     # to_own[i, r, l, j] = similarity of cluster l to the best text of cluster j in replicate r
     wide = own.flatten(1)[:, None, :].expand(n, k, own.shape[1] * k)
     to_own = similarities.gather(2, wide).unflatten(2, (own.shape[1], k)).movedim(2, 1)
-    return contrast(best, to_own, here)
+    return apart(best, to_own, here, kind)
 
 
 def _best_two(rows: Tensor, chosen: Tensor, call: Call) -> tuple[Tensor, Tensor]:

@@ -1,11 +1,9 @@
 """D: how distinctly the clusters of a channel are named by text.
 
-Two measures of one cluster, averaged over the clusters of the channel:
-
-* ``gap`` (paper, section 3.3): the prototype's best similarity minus its second best;
-* ``contrast``: the similarity to the cluster's own best concept minus the best similarity that
-  any *other* cluster of the channel has to that concept. A gap is blind where a vocabulary holds
-  synonyms, and never asks whether two clusters have different names; contrast does.
+What of a cluster is held against the texts depends on the measure (:mod:`psi_engine.ops.naming`):
+``gap`` and ``contrast`` compare its prototype, the mean embedding scaled to length one; ``margin``
+compares its mean embedding less the pool's, so that what all patches have in common (and what
+texts have in common, which images have not) names nobody, and a scattered cluster stays faint.
 """
 
 from __future__ import annotations
@@ -18,6 +16,7 @@ from torch import Tensor
 from psi_engine.config import DLevel, DMeasure
 from psi_engine.errors import InputError
 from psi_engine.ops.exact import cosines, fold_sum, near, quantise, unit_rows
+from psi_engine.ops.naming import measure
 
 
 class Texts(NamedTuple):
@@ -105,70 +104,65 @@ def prototypes(units: Tensor, assignments: Tensor, k: int) -> tuple[Tensor, Tens
     return unit.rows, unit.nonzero
 
 
-def measure(similarities: Tensor, present: Tensor, kind: DMeasure) -> Tensor:
-    """D from the similarities of clusters to texts.
+class NamedRows(NamedTuple):
+    """What of a channel's clusters is held against the texts.
+
+    rows : float32 (n, k, dim), on the grid, of length at most one.
+    weights : float64 (n, k), weight of each cluster in the mean; 0 = there is none.
+    scale : D is this times the measure of the rows' similarities.
+    """
+
+    rows: Tensor
+    weights: Tensor
+    scale: float
+
+
+def named_rows(
+    units: Tensor, assignments: Tensor, k: int, kind: DMeasure, centre: Tensor | None = None
+) -> NamedRows:
+    """Rows whose similarities to the texts D compares.
 
     Parameters
     ----------
-    similarities : Tensor, float32 (n, k, texts)
-        On the grid.
-    present : Tensor, bool (n, k)
-        Clusters that exist; the mean is over them.
-    kind : {"gap", "contrast"}
-
-    Returns
-    -------
-    Tensor
-        float64 (n,). 0 for a channel without a cluster, and for ``contrast`` with fewer than two.
-
-    Notes
-    -----
-    Ties for the best concept go to the first text.
+    units : Tensor, float32 (n, patches, dim)
+        Grid unit rows.
+    assignments : Tensor, int64 (n, patches)
+        0 … k − 1, or −1 for none.
+    kind : {"gap", "contrast", "margin"}
+    centre : Tensor, float32 (dim,), optional
+        On the grid. Taken off by ``margin``; None = zero.
     """
-    if kind == "gap":
-        best_two = similarities.topk(2, dim=-1).values.to(torch.float64)
-        return mean_over(best_two[..., 0] - best_two[..., 1], present)
-    best = similarities.amax(-1)
-    position = torch.arange(similarities.shape[-1], device=similarities.device)
-    first = torch.where(similarities == best[..., None], position, len(position)).amin(-1)
-    n, k, _ = similarities.shape
-    # to_own[i, l, j] = similarity of cluster l to the best concept of cluster j
-    to_own = torch.gather(similarities, 2, first[:, None, :].expand(n, k, k))
-    return contrast(best, to_own, present)
-
-
-def contrast(best: Tensor, to_own: Tensor, present: Tensor) -> Tensor:
-    """Mean over clusters j of best[j] − max over other clusters l of to_own[l, j].
-
-    Parameters
-    ----------
-    best : Tensor (..., k)
-    to_own : Tensor (..., k, k)
-    present : Tensor, bool (..., k)
-    """
-    k = best.shape[-1]
-    rival = present[..., :, None] & ~torch.eye(k, dtype=torch.bool, device=best.device)
-    others = torch.where(rival, to_own, float("-inf")).amax(-2)
-    value = torch.where(torch.isinf(others), 0.0, (best.to(torch.float64) - others))
-    return torch.where(present.sum(-1) > 1, mean_over(value, present), 0.0)
-
-
-def mean_over(values: Tensor, present: Tensor) -> Tensor:
-    """Mean over the last axis where present; 0 where nothing is."""
-    total = fold_sum(torch.where(present, values, 0.0).to(torch.float64))
-    return total / present.sum(-1).clamp(min=1)
+    if kind != "margin":
+        rows, present = prototypes(units, assignments, k)
+        return NamedRows(rows, present.to(torch.float64), 1.0)
+    sizes = (assignments[:, None, :] == torch.arange(k, device=units.device)[:, None]).sum(-1)
+    means = cluster_sums(units, assignments, k) / sizes.clamp(min=1)[..., None]
+    apart = means if centre is None else means - centre.to(torch.float64)
+    # halves: a difference of two means may be longer than one
+    rows = torch.where(sizes[..., None] > 0, quantise(apart / 2), 0.0)
+    return NamedRows(rows, sizes.to(torch.float64), 2.0)
 
 
 def distinctness(
-    units: Tensor, assignments: Tensor, k: int, texts: Texts, kind: DMeasure
+    units: Tensor,
+    assignments: Tensor,
+    k: int,
+    texts: Texts,
+    kind: DMeasure,
+    centre: Tensor | None = None,
 ) -> Tensor:
-    """D of each channel: float64 (n,); see :func:`prototypes` and :func:`measure`."""
-    rows, present = prototypes(units, assignments, k)
-    return measure(cosines(rows, texts.rows), present, kind)
+    """D of each channel: float64 (n,); see :func:`named_rows` and :func:`~ops.naming.measure`."""
+    named = named_rows(units, assignments, k, kind, centre)
+    return named.scale * measure(cosines(named.rows, texts.rows), named.weights, kind)
 
 
 def partition_distinctness(
-    similarities: Tensor, grams: Tensor, assignments: Tensor, k: int, kind: DMeasure
+    similarities: Tensor,
+    grams: Tensor,
+    assignments: Tensor,
+    k: int,
+    kind: DMeasure,
+    centre: Tensor | None = None,
 ) -> Tensor:
     """D of many partitions of each channel's patches, from patch similarities and Grams.
 
@@ -179,22 +173,28 @@ def partition_distinctness(
     grams : Tensor, float32 (n, patches, patches)
     assignments : Tensor, int64 (n, partitions, patches)
         −1 leaves a patch out.
+    centre : Tensor, float32 (texts,), optional
+        Similarities of the pool's mean, for ``margin``; None = zero.
 
     Returns
     -------
     Tensor
         float64 (n, partitions). A prototype's similarity is Σ similarities of its members over
-        the length of their sum, √(h' G h).
+        the length of their sum, √(h' G h); a mean's, over their number.
     """
-    n, partitions, _ = assignments.shape
+    partitions = assignments.shape[1]
     labels = torch.arange(k, device=grams.device)
     members = (assignments[:, :, None, :] == labels[:, None]).to(torch.float64).flatten(1, 2)
-    square = fold_sum((members @ grams.to(torch.float64)) * members)
-    present = square > 0
-    length = torch.where(present, square, 1.0).sqrt()
-    named = quantise((members @ similarities.to(torch.float64)) / length[..., None])
-    return measure(
-        named.unflatten(1, (partitions, k)).flatten(0, 1),
-        present.unflatten(1, (partitions, k)).flatten(0, 1),
-        kind,
-    ).unflatten(0, (n, partitions))
+    sums = members @ similarities.to(torch.float64)
+    scale = 1.0
+    if kind == "margin":
+        weights, scale = members.sum(-1), 2.0
+        means = sums / weights.clamp(min=1)[..., None]
+        named = quantise((means if centre is None else means - centre.to(torch.float64)) / 2)
+    else:
+        square = fold_sum((members @ grams.to(torch.float64)) * members)
+        present = square > 0
+        weights = present.to(torch.float64)
+        named = quantise(sums / torch.where(present, square, 1.0).sqrt()[..., None])
+    shape = (partitions, k)
+    return scale * measure(named.unflatten(1, shape), weights.unflatten(1, shape), kind)

@@ -53,7 +53,12 @@ def _distinctness(batch: Batch, call: Call) -> Tensor:
     return torch.cat(
         [
             distinctness(
-                batch.units[rows], batch.assignments[rows], k, texts, call.config.d_measure
+                batch.units[rows],
+                batch.assignments[rows],
+                k,
+                texts,
+                call.config.d_measure,
+                call.centre,
             )
             for rows in parts
         ]

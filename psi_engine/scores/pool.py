@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from psi_engine.ops.exact import unit_rows
+from psi_engine.ops.exact import quantise, unit_rows
 
 _KEPT = 1 << 28
 # Bytes of normalised rows worth keeping: a usual pool of a few thousand rows is read many times.
@@ -55,6 +55,13 @@ class Pool:
         if self._units is not None:
             return self._units[index.to(self.device)]
         return self._read(index.to(self._source.device).flatten()).unflatten(0, index.shape)
+
+    def mean(self) -> Tensor:
+        """Mean of all usable unit rows: float32 (dim,), on the grid."""
+        total = torch.zeros(self.dim, dtype=torch.float64, device=self.device)
+        for part in torch.arange(len(self), device=self.device).split(_READ):
+            total += self.take(part).to(torch.float64).sum(0)  # exact on the grid, in any order
+        return quantise(total / len(self))
 
     def _read(self, usable: Tensor) -> Tensor:
         place = usable + torch.searchsorted(self._gaps, usable, right=True)

@@ -52,6 +52,7 @@ def subsampled_log_psi(batch: Batch, call: Call, nulls: dict[str, NullSummary]) 
                 kept,
                 k,
                 call.config.d_measure,
+                call.centre_similarities,
             )
         total = torch.zeros_like(values["s"])
         for name, value in values.items():

@@ -11,7 +11,7 @@ from psi_engine.nulls.pool import pool_d, random_sets
 from psi_engine.nulls.text_shuffle import text_shuffle
 from psi_engine.nulls.unrelated_text import restricted_measure, unrelated_text
 from psi_engine.ops.exact import cosines
-from psi_engine.scores.distinctness import distinctness, prototypes, texts_at_level
+from psi_engine.scores.distinctness import distinctness, named_rows, texts_at_level
 from tests.nulls.calibration import assert_super_uniform, assert_uniform, rate
 from tests.nulls.call import make_batch, make_call, normal
 
@@ -65,11 +65,12 @@ def test_choosing_the_number_of_clusters_costs_little(family, null, kind, n):
 def diagonal_draws(batch, bank, chosen, kind, call):
     """D of channel c with the c-th of the drawn vocabularies."""
     k = int(batch.n_clusters.max())
-    rows, present = prototypes(batch.units, batch.assignments, k)
+    named = named_rows(batch.units, batch.assignments, k, kind)
+    rows, weights = named.rows, named.weights
     parts = []
     for part in torch.arange(len(rows)).split(100):
         found = cosines(rows[part], bank)
-        values = restricted_measure(found, present[part], chosen[part], kind, call)
+        values = restricted_measure(found, weights[part], chosen[part], kind, call)
         parts.append(values.diagonal())
     return torch.cat(parts)
 

@@ -6,11 +6,13 @@ import torch
 
 from psi_engine.nulls.draws import without_replacement
 from psi_engine.nulls.partition import partition
+from psi_engine.nulls.text_rotation import text_rotation
 from psi_engine.nulls.text_shuffle import text_shuffle
 from psi_engine.nulls.unrelated_text import restricted_measure, unrelated_text
 from psi_engine.ops.exact import cosines, quantise, unit_rows
+from psi_engine.ops.naming import measure
 from psi_engine.ops.random import permutations
-from psi_engine.scores.distinctness import measure, texts_at_level
+from psi_engine.scores.distinctness import texts_at_level
 from tests.nulls.call import make_batch, make_call, normal
 from tests.reference import distinctness as reference
 
@@ -44,20 +46,20 @@ def test_concepts_are_drawn_whole():
     assert (drawn[..., 0].sum(-1) == 11).all()
 
 
-@pytest.mark.parametrize("kind", ["gap", "contrast"])
+@pytest.mark.parametrize("kind", ["gap", "contrast", "margin"])
 @pytest.mark.parametrize("share", [0.02, 0.3, 1.0])
 def test_looking_at_the_best_texts_first_changes_nothing(kind, share):
     """Few texts drawn: most replicates must look at the whole row; ties included."""
     generator = torch.Generator().manual_seed(4)
     similarities = quantise(torch.rand(6, 3, 300, generator=generator, dtype=torch.float64))
     similarities[:, :, 100:200] = (similarities[:, :, 100:200] * 8).round() / 8
-    present = torch.ones(6, 3, dtype=torch.bool)
-    present[2, 2] = False
+    weights = torch.tensor([[3.0, 1.0, 2.0]], dtype=torch.float64).repeat(6, 1)
+    weights[2, 2] = 0
     chosen = torch.rand(25, 300, generator=generator) < share
     chosen[:, :2] = True
-    got = restricted_measure(similarities, present, chosen, kind, make_call())
+    got = restricted_measure(similarities, weights, chosen, kind, make_call())
     for r in range(25):
-        assert torch.equal(got[:, r], measure(similarities[:, :, chosen[r]], present, kind))
+        assert torch.equal(got[:, r], measure(similarities[:, :, chosen[r]], weights, kind))
 
 
 def test_without_a_bank_texts_are_shuffled_and_it_is_said():
@@ -97,7 +99,7 @@ def test_partition_equals_a_loop_and_warns():
     assert "without looking at the embeddings" in call.notes[0]
 
 
-@pytest.mark.parametrize("null", [unrelated_text, text_shuffle, partition])
+@pytest.mark.parametrize("null", [text_rotation, unrelated_text, text_shuffle, partition])
 def test_memory_changes_no_bit(null):
     results = []
     for memory in (1 << 13, 1 << 30):
@@ -110,7 +112,7 @@ def test_shuffled_order_of_whole_prompts_changes_no_measure():
     """Why "shuffle the text assignments" cannot be a null: D does not see the order."""
     units, texts = unit_rows(Z[0]).rows, unit_rows(TEXTS).rows
     order = torch.randperm(11, generator=torch.Generator().manual_seed(5))
-    present = torch.ones(1, 14, dtype=torch.bool)
-    for kind in ("gap", "contrast"):
-        a = measure(cosines(units, texts)[None], present, kind)
-        assert torch.equal(a, measure(cosines(units, texts[order])[None], present, kind))
+    weights = torch.ones(1, 14, dtype=torch.float64)
+    for kind in ("gap", "contrast", "margin"):
+        a = measure(cosines(units, texts)[None], weights, kind)
+        assert torch.equal(a, measure(cosines(units, texts[order])[None], weights, kind))

@@ -41,4 +41,21 @@ def contrast(z, assignments, texts):
     return sum(values) / len(values)
 
 
-MEASURES = {"gap": gap, "contrast": contrast}
+def margin(z, assignments, texts, centre=0.0):
+    """Every patch once: its cluster's mean against its own name and the nearest other name."""
+    numbers = sorted(set(assignments.tolist()) - {-1})
+    table, sizes = [], []
+    for j in numbers:
+        members = [unit(z[i]) for i in range(len(z)) if assignments[i] == j]
+        mean = sum(members) / len(members) - centre
+        table.append([float(mean @ unit(t)) for t in texts])
+        sizes.append(len(members))
+    names = [row.index(max(row)) for row in table]
+    total = 0.0
+    for l, row in enumerate(table):
+        others = [row[name] for j, name in enumerate(names) if j != l]
+        total += sizes[l] * (row[names[l]] - max(others) if others else 0.0)
+    return total / sum(sizes)
+
+
+MEASURES = {"gap": gap, "contrast": contrast, "margin": margin}

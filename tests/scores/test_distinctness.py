@@ -3,10 +3,10 @@ import pytest
 import torch
 
 from psi_engine.errors import InputError
-from psi_engine.ops.exact import cosines, gram, unit_rows
+from psi_engine.ops.exact import cosines, gram, quantise, unit_rows
 from psi_engine.scores.distinctness import (
     distinctness,
-    measure,
+    named_rows,
     partition_distinctness,
     prototypes,
     texts_at_level,
@@ -23,7 +23,7 @@ def problem(seed, dtype, channels=5, n=17, k=4):
     return z, t, a
 
 
-@pytest.mark.parametrize("kind", ["gap", "contrast"])
+@pytest.mark.parametrize("kind", ["gap", "contrast", "margin"])
 @pytest.mark.parametrize("level", ["prompt", "concept"])
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float64, 1e-6), (torch.float32, 1e-5)])
 def test_d_equals_a_loop(kind, level, dtype, atol):
@@ -38,7 +38,7 @@ def test_d_equals_a_loop(kind, level, dtype, atol):
         assert float(got[c]) == pytest.approx(want, abs=atol)
 
 
-@pytest.mark.parametrize("kind", ["gap", "contrast"])
+@pytest.mark.parametrize("kind", ["gap", "contrast", "margin"])
 def test_many_partitions_equal_a_loop(kind):
     z, t, a = problem(1, torch.float64)
     units = unit_rows(z).rows
@@ -60,16 +60,6 @@ def test_prototypes_of_empty_and_cancelling_clusters_are_absent():
     assert rows[0].tolist() == [[0.0, 0.0], [0.0, 1.0], [0.0, 0.0]]
 
 
-def test_contrast_of_one_cluster_is_zero_and_ties_take_the_first_text():
-    similarities = torch.tensor([[[0.5, 0.5, 0.1], [0.25, 0.125, 0.75]]])
-    both = torch.tensor([[True, True]])
-    # cluster 0 names itself with text 0, where cluster 1 has 0.25; cluster 1 with text 2
-    assert float(measure(similarities, both, "contrast")) == pytest.approx((0.25 + 0.65) / 2)
-    one = torch.tensor([[True, False]])
-    assert float(measure(similarities, one, "contrast")) == 0.0
-    assert float(measure(similarities, one, "gap")) == 0.0
-
-
 def test_clusters_with_one_name_have_no_contrast_but_may_have_a_gap():
     z = torch.tensor([[[1.0, 0.1], [1.0, 0.1], [1.0, -0.1], [1.0, -0.1]]])
     texts = texts_at_level(torch.eye(2), torch.arange(2), "prompt", "texts")
@@ -77,6 +67,34 @@ def test_clusters_with_one_name_have_no_contrast_but_may_have_a_gap():
     units = unit_rows(z).rows
     assert float(distinctness(units, a, 2, texts, "gap")) > 0.8
     assert abs(float(distinctness(units, a, 2, texts, "contrast"))) < 1e-6
+    assert abs(float(distinctness(units, a, 2, texts, "margin"))) < 1e-6
+
+
+def test_the_margin_takes_off_what_the_pool_has_in_common():
+    """A text that every patch resembles names nobody, once the pool's mean is gone."""
+    common = torch.tensor([1.0, 0.0, 0.0])
+    z = torch.stack([common + torch.tensor([0.0, 0.3, 0.0]), common + torch.tensor([0, 0, 0.3])])
+    units, a = unit_rows(z[None].repeat(1, 3, 1)).rows, torch.tensor([[0, 1, 0, 1, 0, 1]])
+    texts = texts_at_level(torch.eye(3), torch.arange(3), "prompt", "texts")
+    assert float(distinctness(units, a, 2, texts, "margin")) == 0.0  # both are named "common"
+    centre = quantise(units[0].double().mean(0))
+    got = float(distinctness(units, a, 2, texts, "margin", centre))
+    want = reference.margin(units[0].double().numpy(), a[0].numpy(), np.eye(3), centre.numpy())
+    assert got == pytest.approx(want, abs=1e-6)
+    assert got > 0.25
+    many = a[:, None]
+    named = cosines(units, texts.rows)
+    again = partition_distinctness(
+        named, gram(units), many, 2, "margin", cosines(centre[None], texts.rows)[0]
+    )
+    assert float(again) == pytest.approx(got, abs=1e-6)
+
+
+def test_rows_far_from_the_centre_do_not_overflow_the_grid():
+    units = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [-1.0, 0.0]]])
+    named = named_rows(units, torch.tensor([[0, 0, 1, 1]]), 2, "margin", torch.tensor([-1.0, 0.0]))
+    assert named.rows[0].tolist() == [[1.0, 0.0], [0.0, 0.0]]
+    assert named.scale == 2.0
 
 
 def test_concepts_keep_the_callers_ids_in_ascending_order():
