@@ -24,7 +24,7 @@ from psi_engine.statistics import subsampling_interval
 from psi_engine.types import Progress, Scores
 
 _MOST_CHANNELS = 4096
-_MOST_WORK = 10**9
+_MOST_WORK = 4 * 10**8
 # Entries of Gram matrices that are looked at between two calls of progress: a few seconds.
 _PER_CHANNEL = ("rotation-samples", "rotation-tangent")
 _FEW_REPLICATES = 200

@@ -38,7 +38,7 @@ def test_slow_nulls_report_more_often_than_quick_ones():
     z = shaped(3072, 50, 512)
     quick = channels_at_once(z, ScoreConfig(s_null="pool"), 1 << 32)
     slow = channels_at_once(z, ScoreConfig(s_null="rotation-samples"), 1 << 32)
-    slower = channels_at_once(z, ScoreConfig(s_null="rotation-samples", restarts=20), 1 << 32)
+    slower = channels_at_once(z, ScoreConfig(s_null="rotation-samples", restarts=10), 1 << 32)
     assert quick > 500
     assert 1 < slower < slow < 50
 
@@ -169,16 +169,17 @@ linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /
 
 @linux
 @pytest.mark.slow
-@pytest.mark.parametrize("memory", [16 << 20, 64 << 20, 256 << 20])
 @pytest.mark.parametrize(
-    "options",
+    ("memory", "options"),
     [
-        {"s_null": "pool", "d_null": "pool", "q_null": "exact"},
-        {"s_null": "neighborhood", "d_null": "neighborhood"},
-        {"s_null": "rotation", "d_null": "text-shuffle", "subsamples": 20},
-        {"s_null": "rotation-samples", "d_null": "partition"},
+        (16 << 20, {"s_null": "pool", "d_null": "pool", "q_null": "exact"}),
+        (64 << 20, {"s_null": "pool", "d_null": "pool", "q_null": "exact"}),
+        (256 << 20, {"s_null": "pool", "d_null": "pool", "q_null": "exact"}),
+        (16 << 20, {"s_null": "neighborhood", "d_null": "neighborhood"}),
+        (16 << 20, {"s_null": "rotation", "d_null": "text-shuffle", "subsamples": 20}),
+        (16 << 20, {"s_null": "rotation-samples", "d_null": "partition"}),
     ],
-    ids=lambda x: "-".join(map(str, x.values())),
+    ids=lambda x: str(x >> 20) if isinstance(x, int) else "-".join(map(str, x.values())),
 )
 def test_memory_beyond_inputs_and_outputs_is_the_budget_and_a_constant(tmp_path, memory, options):
     held = measure(tmp_path, (400, 40, 128), memory, replicates=100, **options)
@@ -187,7 +188,7 @@ def test_memory_beyond_inputs_and_outputs_is_the_budget_and_a_constant(tmp_path,
 
 @linux
 @pytest.mark.slow
-@pytest.mark.parametrize("s_null", ["pool", "rotation-samples", "rotation-tangent"])
+@pytest.mark.parametrize("s_null", ["pool", "rotation-samples"])
 def test_a_thousand_patches_fit_the_budget(tmp_path, s_null):
     held = measure(tmp_path, (2, 1000, 32), 128 << 20, replicates=4, s_null=s_null)
     assert held <= (128 << 20) + CONSTANT
