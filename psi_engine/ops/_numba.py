@@ -12,20 +12,8 @@ from torch import Tensor
 
 from psi_engine.ops import contingency
 from psi_engine.ops._jit import compiled, in_threads
-from psi_engine.ops._numba_clustering import (
-    GOLDEN,
-    U64,
-    extend,
-    load,
-    mix,
-    points,
-    solve,
-    sum_up,
-    unit,
-    unsigned,
-    width,
-    write,
-)
+from psi_engine.ops._numba_clustering import load, points, solve, sum_up, width, write
+from psi_engine.ops._numba_seeding import GOLDEN, U64, extend, mix, unit, unsigned
 from psi_engine.ops.fixed_point import FINE, fraction_bits
 
 SHUFFLE_KEY = unsigned(contingency.SHUFFLE)

@@ -5,43 +5,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from psi_engine.ops import clustering, random
 from psi_engine.ops._jit import compiled
+from psi_engine.ops._numba_seeding import GOLDEN, SEEDING, U64, extend, mix, seed
 from psi_engine.ops.blocks import BLOCKS
 from psi_engine.ops.clustering import LLOYD_STEPS, TOLERANCE
 from psi_engine.ops.fixed_point import BOUND, FINE
 from psi_engine.ops.silhouette import RESOLUTION
-
-U64 = np.uint64
-
-
-def unsigned(value: int) -> np.uint64:
-    """The same 64 bits without a sign."""
-    return U64(value & (2**64 - 1))
-
-
-GOLDEN, MIX_1, MIX_2 = (unsigned(x) for x in (random._GOLDEN, random._MIX_1, random._MIX_2))
-SEEDING = unsigned(clustering.SEEDING)
-
-
-@compiled
-def mix(x):
-    """Finalise a state; this and the next two mirror psi_engine.ops.random."""
-    x = (x ^ (x >> U64(30))) * MIX_1
-    x = (x ^ (x >> U64(27))) * MIX_2
-    return x ^ (x >> U64(31))
-
-
-@compiled
-def extend(state, key):
-    """Fold one more key into a state."""
-    return mix((state ^ U64(key)) + GOLDEN)
-
-
-@compiled
-def unit(state):
-    """Turn a state into a number in [0, 1)."""
-    return np.float64(state >> U64(11)) * 2.0**-53
 
 
 @compiled
@@ -58,84 +27,36 @@ def load(gram, valid, scale, grid, where):
         if valid[i]:
             where[m] = i
             m += 1
-    unit = 1.0 / scale
     wide = width(m)
     for i in range(m):
-        for j in range(i, m):
-            both = np.float64(gram[where[i], where[j]]) + np.float64(gram[where[j], where[i]])
-            value = both * 0.5
-            if not abs(value) <= BOUND:
-                return -1
-            value = np.rint(value * scale) * unit
-            grid[i, j] = value
-            grid[j, i] = value
+        source = gram[where[i]]
+        if m == valid.shape[0]:
+            for j in range(m):
+                grid[i, j] = source[j]
+        else:
+            for j in range(m):
+                grid[i, j] = source[where[j]]
         for j in range(m, wide):
             grid[i, j] = 0.0
-    return m
+    for i in range(m):
+        for j in range(i):
+            value = (grid[i, j] + grid[j, i]) * 0.5
+            grid[i, j] = value
+            grid[j, i] = value
+    bad = 0
+    for i in range(m):
+        bad += snap(grid[i, :wide], scale, 1.0 / scale)
+    return m if bad == 0 else -1
 
 
 @compiled
-def approach(row, norm, norms, closest, after):
-    """Squared distance of each patch to the nearest seed, once one more is there."""
-    for i in range(after.shape[0]):
-        apart = norms[i] + norm - 2.0 * row[i]
-        apart = apart if apart > 0.0 else 0.0
-        after[i] = apart if apart < closest[i] else closest[i]
-
-
-@compiled
-def total(values):
-    """Sum whole registers; exact, so the order is free."""
-    a, b, c, d = 0.0, 0.0, 0.0, 0.0
-    for i in range(0, values.shape[0], 4):
-        a += values[i]
-        b += values[i + 1]
-        c += values[i + 2]
-        d += values[i + 3]
-    return (a + b) + (c + d)
-
-
-@compiled
-def seed(grid, m, norms, state, k, scale, centres, closest, tried, best, up_to, near):
-    """Draw k seeds; ``near[j]`` labels each patch with the nearest of the seeds 0..j."""
-    centres[0] = min(np.int64(unit(extend(extend(state, 0), 0)) * m), m - 1)
-    near[0] = 0
-    closest[:m] = np.inf
-    closest[m:] = 0.0
-    approach(grid[centres[0], : len(closest)], norms[centres[0]], norms, closest, closest)
-    for j in range(1, k):
-        sum_so_far = 0.0
-        for i in range(m):
-            sum_so_far += closest[i]
-            up_to[i] = sum_so_far
-        pick = -1
-        if sum_so_far > 0:
-            least = np.inf
-            drawn = extend(state, j)
-            for trial in range(2 + np.int64(np.log(j + 1.0))):
-                at = min(unit(extend(drawn, trial)) * sum_so_far, sum_so_far - 1.0 / scale)
-                candidate = 0
-                while up_to[candidate] <= at:
-                    candidate += 1
-                row = grid[candidate, : len(closest)]
-                approach(row, norms[candidate], norms, closest, tried)
-                after = total(tried)
-                if after < least:
-                    least, pick = after, candidate
-                    best[:] = tried
-        else:
-            for i in range(m):
-                if pick < 0:
-                    free = True
-                    for c in range(j):
-                        free = free and centres[c] != i
-                    if free:
-                        pick = i
-            best[:] = closest
-        for i in range(m):
-            near[j, i] = j if best[i] < closest[i] else near[j - 1, i]
-        closest[:] = best
-        centres[j] = pick
+def snap(row, scale, step):
+    """Round to the grid; count the entries that are no cosines."""
+    bad = 0
+    for i in range(row.shape[0]):
+        bad += 0 if abs(row[i]) <= BOUND else 1
+        row[i] = np.rint(row[i] * scale) * step
+    return bad
 
 
 @compiled
@@ -145,92 +66,103 @@ def sum_up(grid, m, k, labels, sums, quadratic, sizes):
     for j in range(k):
         quadratic[j] = 0.0
         sizes[j] = 0
-        sums[j, :wide] = 0.0
+        for l in range(wide):
+            sums[j, l] = 0.0
     for i in range(m):
         sizes[labels[i]] += 1
-        add(sums[labels[i], :wide], grid[i, :wide])
+        add(sums, labels[i], grid, i, wide)
     for i in range(m):
         quadratic[labels[i]] += sums[labels[i], i]
 
 
 @compiled
-def add(total, row):
-    """Add a row; apart, so that it becomes a loop over registers."""
-    for l in range(total.shape[0]):
-        total[l] += row[l]
+def add(sums, j, rows, i, wide):
+    """Add row i to sum j; apart, so that it becomes a loop over registers."""
+    for l in range(wide):
+        sums[j, l] += rows[i, l]
 
 
 @compiled
-def weigh(j, single, row, norms, labels, quadratic, root, gain, loss):
+def subtract(sums, j, rows, i, wide):
+    """Subtract row i from sum j."""
+    for l in range(wide):
+        sums[j, l] -= rows[i, l]
+
+
+@compiled
+def weigh(j, single, sums, norms, labels, quadratic, root, gain, loss):
     """Gain of each patch from joining cluster j, or loss of its members from leaving it."""
-    for i in range(row.shape[0]):
+    for i in range(norms.shape[0]):
         own = labels[i] == j
-        twice = row[i] + row[i]
+        twice = sums[j, i] + sums[j, i]
         after = quadratic + (-twice if own else twice) + norms[i]
         change = np.sqrt(after if after > 0.0 else 0.0) - root
-        gain[i] = -np.inf if own else change
+        gain[j, i] = -np.inf if own else change
         loss[i] = -change if own else loss[i]
     if single:
-        for i in range(row.shape[0]):
-            loss[i] = np.inf if labels[i] == j else loss[i]
+        for i in range(norms.shape[0]):
+            if labels[i] == j:
+                loss[i] = np.inf
 
 
 @compiled
 def compare(k, gain, loss, net):
-    """Best gain over the clusters less the loss, for each patch."""
-    net[:] = gain[0]
-    for j in range(1, k):
-        row = gain[j]
+    """Best gain over the clusters less the loss, for each patch; the greatest of them."""
+    for j in range(0, k, 2):
+        other = min(j + 1, k - 1)
         for i in range(net.shape[0]):
-            net[i] = row[i] if row[i] > net[i] else net[i]
-    for i in range(net.shape[0]):
-        net[i] -= loss[i]
+            value = gain[j, i] if gain[j, i] > gain[other, i] else gain[other, i]
+            value -= loss[i]
+            net[i] = value if j == 0 or value > net[i] else net[i]
+    a, b, c, d = -np.inf, -np.inf, -np.inf, -np.inf
+    for i in range(0, net.shape[0], 4):
+        a = net[i] if net[i] > a else a
+        b = net[i + 1] if net[i + 1] > b else b
+        c = net[i + 2] if net[i + 2] > c else c
+        d = net[i + 3] if net[i + 3] > d else d
+    return max(max(a, b), max(c, d))
 
 
 @compiled
 def climb(grid, m, k, labels, sums, quadratic, sizes, roots, norms, gain, loss, net):
     """Make the best single-point move until none gains anything; ``sums`` etc. are current."""
-    wide = width(m)
-    labels[m:wide] = -1
-    loss[m:wide] = np.inf
-    for j in range(k):
-        roots[j] = np.sqrt(max(quadratic[j], 0.0))
-        weigh(
-            j, sizes[j] == 1, sums[j, :wide], norms, labels, quadratic[j], roots[j], gain[j], loss
-        )
+    wide = norms.shape[0]
+    for i in range(m, wide):
+        labels[i] = -1
+        loss[i] = np.inf
+    old, new = -1, -1
     while True:
-        compare(k, gain[:, :wide], loss[:wide], net[:wide])
-        most = TOLERANCE
-        at = -1
-        for i in range(m):
-            if net[i] > most:
-                most, at = net[i], i
-        if at < 0:
+        for j in range(k):
+            if old < 0 or j in (old, new):
+                root = np.sqrt(max(quadratic[j], 0.0))
+                roots[j] = root
+                single = sizes[j] == 1
+                weigh(j, single, sums, norms, labels, quadratic[j], root, gain, loss)
+        most = compare(k, gain, loss, net)
+        if not most > TOLERANCE:
             break
+        at = 0
+        while net[at] != most:
+            at += 1
         old, new = labels[at], 0
         for j in range(1, k):
             if gain[j, at] > gain[new, at]:
                 new = j
         quadratic[old] += norms[at] - 2.0 * sums[old, at]
         quadratic[new] += norms[at] + 2.0 * sums[new, at]
-        for l in range(wide):
-            sums[old, l] -= grid[at, l]
-        add(sums[new, :wide], grid[at, :wide])
+        subtract(sums, old, grid, at, wide)
+        add(sums, new, grid, at, wide)
         sizes[old] -= 1
         sizes[new] += 1
         labels[at] = new
-        for j in (old, new):
-            roots[j] = np.sqrt(max(quadratic[j], 0.0))
-            weigh(
-                j, sizes[j] == 1, sums[j, :wide], norms, labels, quadratic[j], roots[j], gain[j],
-                loss,
-            )  # fmt: skip
 
 
 @compiled
 def measure(m, blocks, labels, sums, within, crossed, squares, lengths):
     """Length of the sum of each subset of blocks, and its square; subsets as bits."""
-    within[:] = 0.0
+    for a in range(blocks):
+        for b in range(blocks):
+            within[a, b] = 0.0
     for i in range(m):
         for a in range(blocks):
             within[a, labels[i]] += sums[a, i]
@@ -370,7 +302,8 @@ def solve(
         drawn = extend(state, restart)
         seed(grid, m, norms, drawn, most, scale, centres, closest, tried, kept, up_to, near)
         if hartigan:
-            block[:m] = near[blocks - 1]
+            for i in range(m):
+                block[i] = near[blocks - 1, i]
             for j in range(blocks):
                 block[centres[j]] = j
             sum_up(grid, m, blocks, block, block_sums, quadratic, block_sizes)
@@ -388,16 +321,18 @@ def solve(
                     left ^= taken
                     quadratic[j] = squares[taken]
                     sizes[j] = 0
-                    sums[j] = 0.0
+                    for l in range(wide):
+                        sums[j, l] = 0.0
                     for b in range(blocks):
                         if taken >> b & 1:
                             home[b] = j
                             sizes[j] += block_sizes[b]
-                            add(sums[j], block_sums[b])
+                            add(sums, j, block_sums, b, wide)
                 for i in range(m):
                     labels[i] = home[block[i]]
             else:
-                labels[:m] = near[k - 1]
+                for i in range(m):
+                    labels[i] = near[k - 1, i]
                 for j in range(k):
                     labels[centres[j]] = j
                 sum_up(grid, m, k, labels, sums, quadratic, sizes)
@@ -411,6 +346,9 @@ def solve(
             at = k - k_min
             if value > objective[at]:
                 objective[at] = value
-                best[at, :m] = labels[:m]
-                best_sizes[at, :k] = sizes[:k]
-                best_sums[at, :k, :m] = sums[:k, :m]
+                for i in range(m):
+                    best[at, i] = labels[i]
+                for j in range(k):
+                    best_sizes[at, j] = sizes[j]
+                    for i in range(m):
+                        best_sums[at, j, i] = sums[j, i]
