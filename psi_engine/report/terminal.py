@@ -118,15 +118,16 @@ def show_truth(console: Console, truth: Mapping[str, Any]) -> None:
 
 def show_ground_truth(console: Console, summary: Mapping[str, Any]) -> None:
     """Draw the worst contrast of each measure on the held-out classes, suite by suite."""
+    titles = {"unrelated": "unrelated", "related": "related", "projection": "/ projections"}
     for suite, rows in summary["suites"].items():
-        relations = [name for name in ("unrelated", "related") if any(name in r for r in rows)]
-        table = _table(suite, *(f"{name} classes" for name in relations))
+        there = [name for name in titles if any(name in row for row in rows)]
+        table = _table(suite, *(titles[name] for name in there))
         family = None
         for row in rows:
             if family not in (None, row["family"]):
                 table.add_section()
             family = row["family"]
-            areas = (_area(row, name) if name in row else "–" for name in relations)
+            areas = (_area(row, name) if name in row else "–" for name in there)
             table.add_row(row["measure"], *areas)
         console.print(table)
         console.print("AUROC of the worst contrast, held-out classes, 95 % interval\n")
@@ -136,9 +137,8 @@ def show_ground_truth(console: Console, summary: Mapping[str, Any]) -> None:
     console.print(f"time: {spent}", highlight=False)
 
 
-def _area(row: Mapping[str, Any], relation: str) -> str:
-    low, high = row[f"{relation}_low"], row[f"{relation}_high"]
-    return f"{row[relation]:.3f} [{low:.3f}, {high:.3f}]"
+def _area(row: Mapping[str, Any], name: str) -> str:
+    return f"{row[name]:.3f} [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]"
 
 
 def show_channel(console: Console, details: Mapping[str, Any]) -> None:

@@ -18,8 +18,18 @@ from psi_engine.validation.plan import HALVES, RELATIONS, SIZES
 RESAMPLES = 400
 """Bootstrap resamples of the units, the same ones for every measure."""
 
-WORST = {relation: f"worst {relation}" for relation in RELATIONS}
-"""The headline rows: the lowest area over a measure's contrasts, by relation of the classes."""
+PROJECTION = "noise-projection"
+
+WORST = {
+    **{relation: f"worst {relation}" for relation in RELATIONS},
+    "projection": f"worst unrelated / {PROJECTION}",
+}
+"""The headline rows: the lowest area over some of a measure's contrasts.
+
+``unrelated`` and ``related``: classes of that relation against mono and noise. ``projection``:
+unrelated classes against random projections, which have classes of their own
+(:mod:`psi_engine.validation.planted`) and are therefore in no other headline.
+"""
 
 BOTH = "both"
 
@@ -35,6 +45,13 @@ class Contrast(NamedTuple):
     def name(self) -> str:
         """As it stands in the table."""
         return f"{self.high} / {self.low}"
+
+    @property
+    def headline(self) -> str | None:
+        """Key of :data:`WORST` that it counts towards."""
+        if self.low != PROJECTION:
+            return self.relation
+        return "projection" if self.relation == "unrelated" else None
 
 
 def contrasts(kinds: Iterable[str]) -> list[Contrast]:
@@ -84,8 +101,8 @@ def judge(
     Returns
     -------
     pyarrow.Table
-        One row per measure, half (tuning, held-out, both) and contrast, and per half and
-        relation one for the worst contrast: AUROC and average precision with bootstrap
+        One row per measure, half (tuning, held-out, both) and contrast, and per half one for
+        each headline of :data:`WORST`: AUROC and average precision with bootstrap
         percentile intervals (:data:`psi_engine.detection.LEVEL`), units of both kinds, and
         how many of them have no score. The interval of a worst row is of the lowest area over
         the contrasts in each resample, so it knows that the worst was picked.
@@ -121,7 +138,7 @@ def _judge_half(
     where: Mapping[str, NDArray[np.intp]],
     counts: Mapping[str, Floats],
 ) -> list[dict[str, list[Any]]]:
-    """Columns over the measures of each contrast, and of the worst of each relation."""
+    """Columns over the measures of each contrast and of each headline."""
     names, areas, sizes = [], [], []
     for pair in pairs:
         high, low = values[:, where[pair.high]], values[:, where[pair.low]]
@@ -129,11 +146,11 @@ def _judge_half(
         areas.append(weighted_areas(high, low, counts[pair.high], counts[pair.low]))
         missing = np.isnan(high).sum(1) + np.isnan(low).sum(1)
         sizes.append((high.shape[1], low.shape[1], missing))
-    for relation in RELATIONS:
-        own = [place for place, pair in enumerate(pairs) if pair.relation == relation]
+    for headline, title in WORST.items():
+        own = [place for place, pair in enumerate(pairs) if pair.headline == headline]
         if own:
             fields = zip(*(areas[place] for place in own), strict=True)
-            names.append(WORST[relation])
+            names.append(title)
             areas.append(Areas(*(np.min(field, axis=0) for field in fields)))
             n_high, n_low, missing = zip(*(sizes[place] for place in own), strict=True)
             sizes.append((min(n_high), min(n_low), np.max(missing, axis=0)))

@@ -8,10 +8,15 @@ from typing import Any
 import pyarrow as pa
 
 from psi_engine.artifacts import atomic
+from psi_engine.validation.contrasts import WORST
 from psi_engine.validation.headline import headline
-from psi_engine.validation.plan import RELATIONS
 
-_COLOURS = {"unrelated": "#1b5e8c", "related": "#c77b2b"}
+_COLOURS = {"unrelated": "#1b5e8c", "related": "#c77b2b", "projection": "#9a9a9a"}
+_TITLES = {
+    "unrelated": "unrelated classes",
+    "related": "related classes",
+    "projection": "unrelated classes against random projections",
+}
 _INK = "#333333"
 _ROW = 0.2
 # Inches per measure.
@@ -40,8 +45,8 @@ def draw(table: pa.Table, stem: Path) -> list[Path]:
         panels = figure.subplots(1, len(suites), squeeze=False)[0]
         for panel, suite, rows in zip(panels, suites, listed, strict=True):
             _panel(panel, suite, rows)
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper right", ncols=2, frameon=False)
+        handles, labels = panels[-1].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper right", ncols=3, frameon=False)
         figure.suptitle("held-out classes, 95 % bootstrap intervals", x=0.01, ha="left", color=_INK)
         files = []
         for ending, facts in (("png", {"Software": None}), ("svg", {"Date": None})):
@@ -53,18 +58,18 @@ def draw(table: pa.Table, stem: Path) -> list[Path]:
 
 
 def _panel(panel: Any, suite: str, rows: list[dict[str, Any]]) -> None:
-    there = [r for r in RELATIONS if any(r in row for row in rows)]
+    there = [name for name in WORST if any(name in row for row in rows)]
     for place, row in enumerate(rows):
-        for offset, relation in enumerate(there):
-            if relation not in row:
+        for offset, name in enumerate(there):
+            if name not in row:
                 continue
             y = place + 0.22 * (offset - (len(there) - 1) / 2)
-            colour = _COLOURS[relation]
-            ends = (row[f"{relation}_low"], row[f"{relation}_high"])
+            colour = _COLOURS[name]
+            ends = (row[f"{name}_low"], row[f"{name}_high"])
             panel.plot(ends, (y, y), color=colour, linewidth=1.1, alpha=0.55)
             panel.plot(
-                row[relation], y, "o", color=colour, markersize=3.2,
-                label=f"{relation} classes" if place == 0 else None,
+                row[name], y, "o", color=colour, markersize=3.2,
+                label=_TITLES[name] if place == 0 else None,
             )  # fmt: skip
         if place and rows[place - 1]["family"] != row["family"]:
             panel.axhline(place - 0.5, color="#dddddd", linewidth=0.8)

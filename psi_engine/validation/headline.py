@@ -49,8 +49,9 @@ def headline(table: pa.Table, suite: str) -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        ``measure, family, labels`` and, for each relation there is (``unrelated``, ``related``),
-        ``RELATION``, ``RELATION_low``, ``RELATION_high``: AUROC on the held-out half. Families
+        ``measure, family, labels`` and, for each headline of
+        :data:`psi_engine.validation.contrasts.WORST` there is (``unrelated``, ``related``,
+        ``projection``), ``NAME``, ``NAME_low``, ``NAME_high``: AUROC on the held-out half. Families
         in the order of :data:`FAMILIES`, combinations last; best first within each.
     """
     rows = [row for row in table.to_pylist() if row["suite"] == suite]
@@ -63,12 +64,12 @@ def headline(table: pa.Table, suite: str) -> list[dict[str, Any]]:
     for row in rows:
         if row["half"] != "held-out":
             continue
-        for relation, name in WORST.items():
-            if row["contrast"] == name:
+        for name, title in WORST.items():
+            if row["contrast"] == title:
                 about = {key: row[key] for key in ("measure", "family", "labels")}
                 entry = found.setdefault(row["measure"], about)
                 for end in ("", "_low", "_high"):
-                    entry[relation + end] = row["auroc" + end]
+                    entry[name + end] = row["auroc" + end]
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for entry in found.values():
         key = (entry["family"], "" if entry["family"] in FAMILIES else entry["labels"])

@@ -11,8 +11,10 @@ Log odds (the logit of the probability), because a raw logit also grows with wha
 logits of an image large; standardised over the images of the own class, so that every class of
 a poly unit gets its share of the strongest images. A projection takes the log odds standardised
 over all images, with weights that sum to zero: neither one class nor the overall confidence
-dominates it. It is not noise through and through: its strongest images share whatever lies in
-its direction, as a real network's random direction would.
+dominates it. It is not noise: its direction has classes at its end. Of 100 such units on a
+ResNet-50's logits for 20,000 images of Tiny-ImageNet the 50 strongest images hold as many classes
+as 4 to 14 equally frequent ones (1/Σp², 10th to 90th percentile; ``poly5`` 4.8 to 5.5,
+``noise-value`` 37 to 45). So it is a kind of its own, with a headline of its own.
 """
 
 from __future__ import annotations
@@ -135,9 +137,11 @@ def planted_units(
 def match_outputs(logits: Tensor, labels: Tensor, top_k: int) -> Outputs:
     """Find which output answers to which class of the data.
 
-    A class's output is the one with the highest mean log probability over the class's images.
+    A class's output is the one whose log probability is on average highest over the class's
+    images, compared with its average over all images: without that, outputs that are likely on
+    any image win (of Tiny-ImageNet's 200 classes 31 met in an output of a ResNet-50, with it 2).
     Classes that meet in one output are dropped, as are those whose top K images by their own
-    standardised log odds are mostly of other classes.
+    log odds are mostly of other classes.
 
     Parameters
     ----------
@@ -151,8 +155,9 @@ def match_outputs(logits: Tensor, labels: Tensor, top_k: int) -> Outputs:
         Fewer than two classes have an output of their own.
     """
     present = torch.unique(labels[labels >= 0]).tolist()
-    chances = logits.log_softmax(1)
-    best = {c: int(chances[labels == c].double().mean(0).argmax()) for c in present}
+    chances = logits.log_softmax(1).double()
+    usual = chances.mean(0)
+    best = {c: int((chances[labels == c].mean(0) - usual).argmax()) for c in present}
     shared = {c for c in present if list(best.values()).count(best[c]) > 1}
     dropped = dict.fromkeys(sorted(shared), "another class has the same output")
     own = [c for c in present if c not in shared]

@@ -106,3 +106,9 @@ def test_models_that_know_nothing_of_the_classes_are_refused() -> None:
     guessing = torch.randn(len(world.labels()), 400, generator=generator)
     with pytest.raises(InputError, match="too few classes for planted units"):
         plant(logits=guessing)
+
+
+def test_an_output_that_is_likely_on_any_image_takes_no_class() -> None:
+    logits = world.logits()
+    logits[:, 0] += 20.0
+    assert match_outputs(logits, world.labels(), 10).clean == list(range(world.CLASSES))
