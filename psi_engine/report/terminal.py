@@ -118,27 +118,26 @@ def show_truth(console: Console, truth: Mapping[str, Any]) -> None:
 
 def show_ground_truth(console: Console, summary: Mapping[str, Any]) -> None:
     """Draw the worst contrast of each measure on the held-out classes, suite by suite."""
-    titles = {"unrelated": "unrelated", "related": "related", "projection": "/ projections"}
     for suite, rows in summary["suites"].items():
-        there = [name for name in titles if any(name in row for row in rows)]
-        table = _table(suite, *(titles[name] for name in there))
+        table = _table(suite, "unrelated", "95 %", "related", "projection")
+        # names fold, so that 80 columns hold the numbers
+        table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"
+        for column in table.columns[1:]:
+            column.no_wrap = True
         family = None
         for row in rows:
             if family not in (None, row["family"]):
                 table.add_section()
             family = row["family"]
-            areas = (_area(row, name) if name in row else "–" for name in there)
-            table.add_row(row["measure"], *areas)
+            ends = (_share(row.get(f"unrelated_{end}")) for end in ("low", "high"))
+            others = (_share(row.get(name)) for name in ("related", "projection"))
+            table.add_row(row["measure"], _share(row.get("unrelated")), "–".join(ends), *others)
         console.print(table)
-        console.print("AUROC of the worst contrast, held-out classes, 95 % interval\n")
+        console.print("AUROC of the worst contrast on the held-out classes\n")
         for note in summary["notes"][suite]:
             console.print(f"note: {note}", style="yellow", highlight=False)
     spent = "  ".join(f"{name} {value:.1f} s" for name, value in summary["seconds"].items())
     console.print(f"time: {spent}", highlight=False)
-
-
-def _area(row: Mapping[str, Any], name: str) -> str:
-    return f"{row[name]:.3f} [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]"
 
 
 def show_channel(console: Console, details: Mapping[str, Any]) -> None:
