@@ -29,6 +29,10 @@ WINDOW = 0.25
 _LOTS = 1 << 18
 # Pool rows that draw lots together.
 
+SETS_PER_REPLICATE = 4
+"""Sets drawn for each replicate asked for: a local fit looks at a part of them only, and its
+moments should be as well known as those of the other nulls."""
+
 LEAST_WINDOW = 40
 """Sets in a window, at least, where there are so many."""
 
@@ -55,11 +59,11 @@ def neighborhood_d(batch: Batch, call: Call) -> NullSummary:
 
 
 def neighbour_sets(n: int, call: Call) -> Tensor:
-    """Positions of each set's patches: int64 (replicates, n)."""
+    """Positions of each set's patches: int64 (SETS_PER_REPLICATE · replicates, n)."""
     rows = _candidates(n, call)
     count = len(rows)
     units = call.pool.take(rows)
-    replicates = call.replicates()
+    replicates = torch.arange(SETS_PER_REPLICATE * call.config.replicates, device=call.device)
     anchors = (uniform(call.keys("null.neighbourhood.anchor", n, replicates)) * count).long()
     share = uniform(call.keys("null.neighbourhood.size", n, replicates)).tolist()
     sizes = torch.tensor(
@@ -78,7 +82,7 @@ def neighbour_sets(n: int, call: Call) -> Tensor:
             )
         )
         within = torch.arange(count, device=call.device) < sizes[part, None]
-        chosen = torch.argsort(torch.where(within, lot, 2.0), dim=1, stable=True)[:, :n]
+        chosen = torch.where(within, lot, 2.0).topk(n, dim=1, largest=False).indices
         sets.append(rows[near.gather(1, chosen)])
     return torch.cat(sets)
 
@@ -101,7 +105,7 @@ def _candidates(n: int, call: Call) -> Tensor:
 
 
 class _Smooth(NamedTuple):
-    """A table and what its sets say of themselves, float64 (replicates,) each.
+    """A table and what its sets say of themselves, float64 (sets,) each.
 
     square : leave-one-out residuals squared. standard : those residuals standardised, ascending.
     """
@@ -129,7 +133,7 @@ def compare_at(
     ----------
     where, observed : Tensor, float64 (channels,)
         Mean cosine and score of each channel.
-    table_where, table : Tensor, float64 (replicates,)
+    table_where, table : Tensor, float64 (sets,)
 
     Notes
     -----

@@ -1,6 +1,6 @@
 """Tables of S, D and clarity over sets of pool patches, for the nulls that draw such sets.
 
-A family says which patches make up each set (positions in the pool, one row per replicate).
+A family says which patches make up each set: positions in the pool, one row per set.
 Nothing here depends on a channel but its number of patches n and of clusters k, so every table
 is computed once per call.
 """
@@ -19,11 +19,11 @@ from psi_engine.ops.exact import gram
 from psi_engine.scores.distinctness import distinctness
 
 Family = Callable[[int, Call], Tensor]
-"""``family(n, call)``: int64 (replicates, n), positions in the pool of each set's patches."""
+"""``family(n, call)``: int64 (sets, n), positions in the pool of each set's patches."""
 
 
 def separability_table(family: Family, n: int, call: Call) -> Tensor:
-    """S of the family's sets of n patches: float64 (replicates,)."""
+    """S of the family's sets of n patches: float64 (sets,)."""
     return call.once(
         (family, "s", n),
         lambda: torch.cat(
@@ -33,7 +33,7 @@ def separability_table(family: Family, n: int, call: Call) -> Tensor:
 
 
 def clarity_table(family: Family, n: int, call: Call) -> Tensor:
-    """Mean cosine of the family's sets of n patches: float64 (replicates,)."""
+    """Mean cosine of the family's sets of n patches: float64 (sets,)."""
     return call.once(
         (family, "clarity", n),
         lambda: torch.cat([clarity_of(grams) for _, _, grams in _sets(family, n, call)]),
@@ -41,7 +41,7 @@ def clarity_table(family: Family, n: int, call: Call) -> Tensor:
 
 
 def distinctness_table(family: Family, n: int, k: int, call: Call) -> Tensor:
-    """D of the family's sets of n patches clustered into k: float64 (replicates,)."""
+    """D of the family's sets of n patches clustered into k: float64 (sets,)."""
     texts, config = call.texts, call.config
     if texts is None:
         raise ValueError("a D null needs text embeddings")
@@ -80,7 +80,7 @@ def _sets(family: Family, n: int, call: Call) -> Iterator[_Sets]:
     Only those of the n asked for last: batches come n by n, and the tables made of them are small.
     """
     positions = call.latest((family, "positions"), n, lambda: family(n, call))
-    parts = call.replicates().split(call.chunk(64 * n * n))
+    parts = torch.arange(len(positions), device=call.device).split(call.chunk(64 * n * n))
     for part in parts:
         keys = call.keys("null.sets.solve", n, part)
         if len(parts) == 1:

@@ -13,8 +13,8 @@ CPU = torch.device("cpu")
 
 
 def make_call(pool=None, texts=None, bank=None, memory=1 << 30, **settings):
-    rows = torch.eye(8) if pool is None else pool
-    config = ScoreConfig(**({"replicates": 60} | settings))
+    rows = torch.eye(8 if texts is None else texts.shape[1]) if pool is None else pool
+    config = ScoreConfig(**({"replicates": 60, "restarts": 5} | settings))
 
     def text(x):
         return x if x is None else texts_at_level(x, torch.arange(len(x)), config.d_level, "texts")

@@ -13,7 +13,11 @@ import torch
 
 from psi_engine.config import ScoreConfig
 from psi_engine.nulls.exact_moments import exact_moments
-from psi_engine.nulls.neighborhood import neighborhood_s, neighbour_sets
+from psi_engine.nulls.neighborhood import (
+    SETS_PER_REPLICATE,
+    neighborhood_s,
+    neighbour_sets,
+)
 from psi_engine.nulls.permutation import permutation
 from psi_engine.nulls.pool import clarity_p, pool_s, random_sets
 from psi_engine.nulls.rotation import rotation
@@ -52,11 +56,12 @@ def test_pool_on_random_sets(channels, replicates):
 
 @pytest.mark.parametrize(("channels", "replicates"), SHARED)
 def test_neighborhood_on_neighbourhoods(channels, replicates):
-    drawn = neighbour_sets(30, make_call(POOL, replicates=channels, seed=5))
-    call = make_call(POOL, replicates=replicates)
+    drawn = neighbour_sets(30, make_call(POOL, replicates=channels // SETS_PER_REPLICATE, seed=5))
+    call = make_call(POOL, replicates=replicates // SETS_PER_REPLICATE)
+    sets = SETS_PER_REPLICATE * call.config.replicates
     p = neighborhood_s(make_batch(POOL[drawn], call), call).p
-    assert_super_uniform(p, replicates, shared=True)
-    assert_uniform(p, replicates, shared=True)
+    assert_super_uniform(p, sets, shared=True)
+    assert_uniform(p, sets, shared=True)
 
 
 @pytest.mark.parametrize(("channels", "replicates"), SHARED)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from psi_engine.nulls.neighborhood import neighborhood_d, neighbour_sets
+from psi_engine.nulls.neighborhood import SETS_PER_REPLICATE, neighborhood_d, neighbour_sets
 from psi_engine.nulls.partition import partition
 from psi_engine.nulls.pool import pool_d, random_sets
 from psi_engine.nulls.text_shuffle import text_shuffle
@@ -31,10 +31,11 @@ SETS = [(random_sets, pool_d), (neighbour_sets, neighborhood_d)]
 
 
 def p_of_drawn_sets(family, null, n, channels, replicates, seed=5, **settings):
-    """P of sets drawn as the null draws its own."""
-    drawn = family(n, make_call(POOL, replicates=channels, seed=seed))
-    call = make_call(POOL, TEXTS, replicates=replicates, seed=seed + 1, **settings)
-    return null(make_batch(POOL[drawn], call), call).p
+    """P of sets drawn as the null draws its own, and how many sets it drew."""
+    each = SETS_PER_REPLICATE if family is neighbour_sets else 1
+    drawn = family(n, make_call(POOL, replicates=channels // each, seed=seed))
+    call = make_call(POOL, TEXTS, replicates=replicates // each, seed=seed + 1, **settings)
+    return null(make_batch(POOL[drawn], call), call).p, each * call.config.replicates
 
 
 @pytest.mark.parametrize(("channels", "replicates"), SHARED)
@@ -42,9 +43,9 @@ def p_of_drawn_sets(family, null, n, channels, replicates, seed=5, **settings):
 @pytest.mark.parametrize("kind", KINDS)
 def test_pool_nulls_where_the_number_of_clusters_is_given(family, null, kind, channels, replicates):
     settings = {"k_min": 3, "k_max": 3, "d_measure": kind}
-    p = p_of_drawn_sets(family, null, 12, channels, replicates, **settings)
-    assert_super_uniform(p, replicates, shared=True)
-    assert_uniform(p, replicates, shared=True)
+    p, sets = p_of_drawn_sets(family, null, 12, channels, replicates, **settings)
+    assert_super_uniform(p, sets, shared=True)
+    assert_uniform(p, sets, shared=True)
 
 
 @pytest.mark.slow
@@ -58,7 +59,7 @@ def test_choosing_the_number_of_clusters_costs_little(family, null, kind, n):
     30 patches: gap 4.6 to 5.3 %; contrast 4.7 and 5.3 % for ``pool``, 5.8 and 6.5 % for
     ``neighborhood``.
     """
-    p = p_of_drawn_sets(family, null, n, 8000, 5999, d_measure=kind)
+    p, _ = p_of_drawn_sets(family, null, n, 8000, 5999, d_measure=kind)
     assert rate(p) < 0.075
 
 

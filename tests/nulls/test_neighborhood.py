@@ -10,7 +10,7 @@ from tests.reference import nulls as reference
 def test_sets_are_distinct_neighbours_of_every_width():
     centres = 3 * normal(0, 20, 8)
     pool = centres.repeat_interleave(30, 0) + normal(1, 600, 8)
-    call = make_call(pool, replicates=200)
+    call = make_call(pool, replicates=50)
     sets = neighbour_sets(12, call)
     assert sets.shape == (200, 12)
     ordered = sets.sort(1).values

@@ -3,8 +3,9 @@ import torch
 
 from psi_engine.nulls.draws import frames
 from psi_engine.nulls.text_rotation import gram_roots, text_rotation
-from psi_engine.ops.exact import quantise, unit_rows
-from psi_engine.scores.distinctness import distinctness, texts_at_level
+from psi_engine.ops.exact import cosines, quantise, unit_rows
+from psi_engine.ops.naming import measure
+from psi_engine.scores.distinctness import named_rows, texts_at_level
 from tests.nulls.call import make_batch, make_call, normal
 
 POOL = normal(1, 300, 12) + normal(2, 12)
@@ -45,21 +46,12 @@ def test_draws_are_distributed_as_d_with_texts_truly_turned(kind):
     summary = text_rotation(batch, call)
     turns = frames(torch.arange(4000) + 10**6, 12, 12)
     turned = torch.einsum("td,mde->mte", call.texts.rows.double(), turns)
+    texts = quantise(turned).flatten(0, 1)
     for c in range(2):
-        k = int(batch.n_clusters[c])
-        draws = torch.stack(
-            [
-                distinctness(
-                    batch.units[c : c + 1],
-                    batch.assignments[c : c + 1],
-                    k,
-                    call.texts._replace(rows=quantise(texts)),
-                    kind,
-                    call.centre,
-                )[0]
-                for texts in turned
-            ]
-        )
+        k, one = int(batch.n_clusters[c]), slice(c, c + 1)
+        named = named_rows(batch.units[one], batch.assignments[one], k, kind, call.centre)
+        found = cosines(named.rows[0], texts).unflatten(1, (4000, 40)).movedim(1, 0)
+        draws = named.scale * measure(found, named.weights.expand(4000, -1), kind)
         error = float(draws.std()) * (2 / 4000) ** 0.5
         assert abs(float(summary.mean[c] - draws.mean())) < 4 * error
         assert float(summary.std[c] / draws.std()) == pytest.approx(1, abs=0.1)
@@ -79,13 +71,13 @@ def test_a_channel_whose_texts_are_turned_is_one_of_its_draws(kind):
     But for ``contrast``, which is exactly 0 where two clusters have one name: ties raise p.
     """
     ranks = []
-    for seed in range(400):
+    for seed in range(200):
         turn = frames(torch.tensor([seed]), 12, 12)[0]
         call = make_call(POOL, TEXTS @ turn, d_measure=kind, replicates=39, seed=seed)
         ranks.append(float(text_rotation(make_batch(Z[seed % 6][None], call), call).p))
     p = torch.tensor(ranks)
     for level in (0.05, 0.1, 0.5, 0.9):
-        error = (level * (1 - level) / 400) ** 0.5
+        error = (level * (1 - level) / 200) ** 0.5
         excess = float((p <= level).double().mean()) - level
         assert excess < 3.3 * error
         assert kind == "contrast" or excess > -3.3 * error

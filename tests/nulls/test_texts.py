@@ -86,7 +86,7 @@ def test_text_shuffle_equals_a_loop():
 
 
 def test_partition_equals_a_loop_and_warns():
-    call = make_call(None, TEXTS, None, replicates=9)
+    call = make_call(None, TEXTS, None, replicates=9, d_measure="contrast")
     batch = make_batch(Z, call)
     got = partition(batch, call)
     for c in range(4):
