@@ -36,11 +36,13 @@ from psi_engine.validation.suite import Suite
 
 Columns = dict[str, NDArray[np.float64]]
 
-SHARED_NULLS = frozenset({"rotation-shared", "rotation", "pool", "neighborhood", "exact"})
-"""Nulls whose cost does not grow with channels × replicates; the others get fewer replicates."""
+CHEAP_NULLS = frozenset(
+    {"rotation-shared", "rotation", "pool", "neighborhood", "exact", "permutation", "text-rotation"}
+)
+"""Nulls that cost next to nothing per channel and replicate; the others get fewer replicates."""
 
-CONTROL_NULL = "pool"
-"""The D null of the rotated-text control."""
+CONTROL_NULLS = ("text-rotation", "pool")
+"""The D nulls of the rotated-text control: the calibrated preset's, and one that fails it."""
 
 _FEWEST_EXAMPLES = 10
 # What the machine interpretability score needs on either side.
@@ -51,9 +53,9 @@ class EvidenceConfig:
     """How units are scored."""
 
     score: ScoreConfig
-    """Clusters, solver, seed, and the replicates of nulls that channels share."""
+    """Clusters, solver, seed, and the replicates of :data:`CHEAP_NULLS`."""
     channel_replicates: int
-    """Replicates of the nulls that are drawn for every channel by itself."""
+    """Replicates, at most, of the other nulls, which are drawn for every channel by itself."""
     device: str = "auto"
 
 
@@ -143,15 +145,16 @@ def _tasks(texts: Texts, coarse: bool) -> Iterator[_Task]:
     """Calls that cover every null; a call takes one of S, one of Q and one of D."""
     d = [(*variant, null) for variant in d_variants(texts) for null in d_nulls(texts)]
     q = [(null, labels) for labels in ("q", "q_coarse")[: 1 + coarse] for null in NULLS["q"]]
-    for shared in (True, False):  # apart, because a call has one number of replicates
-        ours = [name for name in NULLS["s"] if (name in SHARED_NULLS) == shared]
-        labelled = [item for item in q if (item[0] in SHARED_NULLS) == shared]
-        named = [item for item in d if (item[2] in SHARED_NULLS) == shared]
+    for cheap in (True, False):  # apart, because a call has one number of replicates
+        ours = [name for name in NULLS["s"] if (name in CHEAP_NULLS) == cheap]
+        labelled = [item for item in q if (item[0] in CHEAP_NULLS) == cheap]
+        named = [item for item in d if (item[2] in CHEAP_NULLS) == cheap]
         for one, two, three in zip_longest(ours, labelled, named):
             null, labels = two or (None, "q")
             yield _Task(one, null, labels, three)
     for variant in d_variants(texts):
-        yield _Task(d=(*variant, CONTROL_NULL), rotated=True)
+        for null in CONTROL_NULLS:
+            yield _Task(d=(*variant, null), rotated=True)
 
 
 def _score(
@@ -163,7 +166,7 @@ def _score(
     config: EvidenceConfig,
 ) -> Scores:
     nulls = (task.s, task.q, task.d[2] if task.d else None)
-    few = any(name is not None and name not in SHARED_NULLS for name in nulls)
+    few = any(name is not None and name not in CHEAP_NULLS for name in nulls)
     replicates = config.score.replicates
     changes: dict[str, Any] = {
         # A component that is not asked for costs nothing under these two.

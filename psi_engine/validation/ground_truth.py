@@ -29,13 +29,14 @@ from psi_engine.inputs import Texts
 from psi_engine.models import LoadedModel, load_model
 from psi_engine.ops.backend import resolve_device
 from psi_engine.types import Progress
+from psi_engine.validation.combinations import COMBINATIONS, Combination
 from psi_engine.validation.concept_mix import concept_mix
 from psi_engine.validation.contrasts import RESAMPLES, judge
 from psi_engine.validation.evidence import Columns, EvidenceConfig, gather
 from psi_engine.validation.figure import draw
 from psi_engine.validation.headline import TABLE
 from psi_engine.validation.images import Images, see_images
-from psi_engine.validation.measures import COMBINATIONS, Combination, measures
+from psi_engine.validation.measures import measures
 from psi_engine.validation.plan import split_classes
 from psi_engine.validation.planted import planted_units
 from psi_engine.validation.relations import Parents, parents_of, read_parents

@@ -10,7 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from psi_engine.artifacts import MANIFEST
+from psi_engine.config import ScoreConfig
 from psi_engine.validation.contrasts import WORST
+from psi_engine.validation.measures import LABELS, combined_name
 
 BEST_OF_EACH = 3
 """Combinations shown per name and labels, the best on the tuning half."""
@@ -18,6 +20,8 @@ BEST_OF_EACH = 3
 FAMILIES = ("peer", "component", "control")
 """Families shown whole; the others are combinations."""
 
+PRESET = ScoreConfig()
+"""The calibrated preset: its own combinations are always shown."""
 
 TABLE = "ground_truth.parquet"
 """The whole table, in the output folder."""
@@ -42,9 +46,9 @@ def summarise(folder: Path) -> dict[str, Any]:
 def headline(table: pa.Table, suite: str) -> list[dict[str, Any]]:
     """Measures of a suite by their worst contrast on held-out classes.
 
-    Components, peers and controls are listed whole. Of the many combinations the best few per
-    name and labels are listed, chosen on the tuning half, so that no held-out figure was picked
-    by its own value.
+    Components, peers and controls are listed whole. Of the many combinations those of the
+    calibrated preset's nulls are listed, and the best few per name and labels, chosen on the
+    tuning half, so that no held-out figure was picked by its own value.
 
     Returns
     -------
@@ -74,12 +78,21 @@ def headline(table: pa.Table, suite: str) -> list[dict[str, Any]]:
     for entry in found.values():
         key = (entry["family"], "" if entry["family"] in FAMILIES else entry["labels"])
         groups.setdefault(key, []).append(entry)
+    preset = {
+        combined_name(
+            row["family"], PRESET.s_null, PRESET.d_measure, PRESET.d_level, PRESET.d_null, labels
+        )
+        for row in rows
+        for labels in LABELS
+    }
     chosen: list[dict[str, Any]] = []
     for family, _ in sorted(groups, key=_place):
         whole = family in FAMILIES
         members = groups.pop((family, _))
         members.sort(key=lambda entry: -tuning.get(entry["measure"], 0.0))
-        members = members if whole else members[:BEST_OF_EACH]
+        if not whole:
+            best = members[:BEST_OF_EACH]
+            members = best + [m for m in members[BEST_OF_EACH:] if m["measure"] in preset]
         chosen += sorted(members, key=lambda entry: -entry.get("unrelated", 0.0))
     return chosen
 

@@ -2,38 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
-from psi_engine.validation.evidence import CONTROL_NULL, Columns
+from psi_engine.validation.combinations import COMBINATIONS, Combination, Evidence, Floats
+from psi_engine.validation.evidence import Columns
 
-Floats = NDArray[np.float64]
+LABELS = {"none": "", "full": "q", "coarse": "q_coarse"}
+"""Which column of Q a combination takes, by the labels it may see."""
+
+CANDIDATES = frozenset({"pool", "neighborhood", "text-rotation", ""})
+"""Nulls a preset could take: only under these are combinations other than PSI judged."""
 
 Q_NULL = "permutation"
 """The Q null that enters combinations; Q alone is judged under every null."""
-
-
-class Evidence(NamedTuple):
-    """What a combination may look at: one set of components under one choice of nulls.
-
-    raw, z, p : by component (``s``, ``q`` where there are labels, ``d`` where there is text),
-    float64 (units,), NaN where a unit has no score. kinds : str (units,), what each unit is.
-    tuning : bool (units,), units of the half that may be fitted on.
-    """
-
-    raw: Mapping[str, Floats]
-    z: Mapping[str, Floats]
-    p: Mapping[str, Floats]
-    kinds: NDArray[np.str_]
-    tuning: NDArray[np.bool_]
-
-
-Combination = Callable[[Evidence], Floats]
-"""One number per unit, float64 (units,), high = polysemantic; kinds may be used of tuning only."""
 
 
 class Measure(NamedTuple):
@@ -54,14 +39,12 @@ class Measure(NamedTuple):
     values: Floats
 
 
-def psi(evidence: Evidence) -> Floats:
-    """Log PSI: the sum of log-sigmoids of z over the components (METHOD, section 4)."""
-    parts = [special.log_expit(z) for z in evidence.z.values()]
-    return np.asarray(np.sum(parts, axis=0), dtype=np.float64)
-
-
-COMBINATIONS: Mapping[str, Combination] = {"PSI": psi}
-"""Combinations by name; a new one is a function and a name."""
+def combined_name(
+    combination: str, s_null: str, d_measure: str, d_level: str, d_null: str, labels: str
+) -> str:
+    """Name of a combination of components; an empty ``d_measure`` leaves D out."""
+    d = f", D {d_measure} {d_level} {d_null}" if d_measure else ""
+    return f"{combination}: S {s_null}{d}, labels {labels}"
 
 
 def measures(
@@ -79,12 +62,13 @@ def measures(
     kinds, tuning : ndarray (units,)
         For :class:`Evidence`.
     combinations : mapping
-        Each is applied to every S null × D measure, level and null × labels.
+        Each is applied to every S null × D measure, level and null × labels; those not named
+        PSI under :data:`CANDIDATES` only.
     """
     yield from _single(columns)
     s_nulls = [name.split("|")[1][:-2] for name in columns if name[:2] == "s|" and _is_z(name)]
     d_names: list[str] = [n[:-2] for n in columns if n[:2] == "d:" and _is_z(n)] or [""]
-    for labels, q in (("none", ""), ("full", "q"), ("coarse", "q_coarse")):
+    for labels, q in LABELS.items():
         if q and f"{q}|{Q_NULL}.z" not in columns:
             continue
         for s_null in s_nulls:
@@ -101,12 +85,12 @@ def measures(
                     tuning,
                 )
                 d_measure, d_level, d_null = _d_parts(d_name)
+                about = (s_null, d_measure, d_level, d_null, labels)
+                candidate = {s_null, d_null} <= CANDIDATES
                 for name, combine in combinations.items():
-                    parts = [f"S {s_null}", *([f"D {d_measure} {d_level} {d_null}"] * bool(d_name))]
-                    yield Measure(
-                        f"{name}: {', '.join(parts)}, labels {labels}",
-                        name, s_null, d_measure, d_level, d_null, labels, combine(found),
-                    )  # fmt: skip
+                    if name != "PSI" and not candidate:
+                        continue
+                    yield Measure(combined_name(name, *about), name, *about, combine(found))
 
 
 def _single(columns: Columns) -> Iterator[Measure]:
@@ -149,15 +133,3 @@ def _d_parts(name: str) -> tuple[str, str, str]:
 
 def _is_z(name: str) -> bool:
     return name.endswith(".z")
-
-
-__all__ = [
-    "COMBINATIONS",
-    "CONTROL_NULL",
-    "Q_NULL",
-    "Combination",
-    "Evidence",
-    "Measure",
-    "measures",
-    "psi",
-]

@@ -10,11 +10,12 @@ import torch
 from psi_engine import ScoreConfig, score
 from psi_engine.inputs import Texts
 from psi_engine.ops.random import hash_keys, string_key
+from psi_engine.validation.combinations import COMBINATIONS, Evidence, psi
 from psi_engine.validation.concept_mix import concept_mix
 from psi_engine.validation.evidence import EvidenceConfig, gather, rotate
 from psi_engine.validation.ground_truth import judge_units, units_table
 from psi_engine.validation.headline import BEST_OF_EACH, headline
-from psi_engine.validation.measures import Evidence, measures, psi
+from psi_engine.validation.measures import measures
 from psi_engine.validation.plan import split_classes
 from psi_engine.validation.planted import planted_units
 from tests.validation import world
@@ -61,10 +62,11 @@ def test_every_null_of_every_component_is_there(evidence) -> None:
     s = ("rotation-shared", "rotation", "rotation-samples", "rotation-tangent", "pool")
     expected = {f"s|{null}.{x}" for null in (*s, "neighborhood") for x in "zp"}
     expected |= {f"{q}|{n}.z" for q in ("q", "q_coarse") for n in ("permutation", "exact")}
-    for measure in ("gap", "contrast"):
+    for measure in ("gap", "contrast", "margin"):
         d = f"d:{measure}:concept"  # one prompt a concept: no prompt level
-        expected |= {f"{d}|{n}.p" for n in ("text-shuffle", "partition", "pool", "neighborhood")}
-        expected |= {d, f"rotated-{d}", f"rotated-{d}|pool.z"}
+        nulls = ("text-rotation", "text-shuffle", "partition", "pool", "neighborhood")
+        expected |= {f"{d}|{null}.p" for null in nulls}
+        expected |= {d, f"rotated-{d}", f"rotated-{d}|pool.z", f"rotated-{d}|text-rotation.z"}
     assert expected <= columns.keys()
     assert not [name for name in columns if "prompt" in name or "unrelated-text" in name]
     assert any("rotation-shared" in note for note in notes)
@@ -79,10 +81,10 @@ def test_components_scored_apart_make_the_psi_of_one_call(mix, evidence) -> None
         text_embeddings=TEXTS.embeddings,
         pool=mix.pool,
         channel_ids=hash_keys(string_key(mix.name), torch.arange(len(mix.plans))),
-        config=ScoreConfig(replicates=60, seed=3, s_null="neighborhood", q_null="exact"),
+        config=ScoreConfig(replicates=60, seed=3, q_null="exact"),
         device="cpu",
     )
-    z = {"s": "s|neighborhood.z", "q": "q|exact.z", "d": "d:contrast:concept|pool.z"}
+    z = {"s": "s|neighborhood.z", "q": "q|exact.z", "d": "d:margin:concept|text-rotation.z"}
     found = {component: columns[name] for component, name in z.items()}
     for component, values in found.items():
         np.testing.assert_array_equal(values, getattr(whole, f"{component}_z").numpy())
@@ -170,11 +172,16 @@ def test_a_measure_without_any_score_is_left_out_and_single_ones_count(units) ->
 def test_the_headline_picks_combinations_on_the_tuning_half(table) -> None:
     rows = headline(table, "concept-mix")
     families = [row["family"] for row in rows]
-    assert families == sorted(families, key=["peer", "component", "control", "PSI"].index)
+    order = ["peer", "component", "control", *sorted(COMBINATIONS)]
+    assert families == sorted(families, key=order.index)
     combined = [row for row in rows if row["family"] == "PSI"]
-    assert len(combined) == 3 * BEST_OF_EACH
+    assert 3 * BEST_OF_EACH <= len(combined) <= 3 * (BEST_OF_EACH + 1)
+    default = "PSI: S neighborhood, D margin concept text-rotation, labels "
+    shown = {row["measure"] for row in combined}
+    assert {default + labels for labels in ("none", "full", "coarse")} <= shown
     for labels in ("none", "full", "coarse"):
         picked = [row["measure"] for row in combined if row["labels"] == labels]
+        picked = [name for name in picked if name != default + labels] or picked
         everyone = [
             (row["auroc"], row["measure"])
             for row in table.to_pylist()

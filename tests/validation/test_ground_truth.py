@@ -56,6 +56,7 @@ def test_the_demo_world_gives_tables_a_figure_and_a_manifest(done: tuple[Path, R
     assert min(best) == 1.0
 
 
+@pytest.mark.slow
 def test_a_repeat_is_the_same_and_reads_what_was_kept(done: tuple[Path, Result]) -> None:
     out, _ = done
     before = {name: (out / name).read_bytes() for name in ("units.parquet", "ground_truth.csv")}
