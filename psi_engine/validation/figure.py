@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -62,20 +63,18 @@ def draw(table: pa.Table, stem: Path) -> list[Path]:
 
 def _panel(panel: Any, suite: str, rows: list[dict[str, Any]]) -> None:
     there = [name for name in WORST if any(name in row for row in rows)]
-    for place, row in enumerate(rows):
-        for offset, name in enumerate(there):
-            if name not in row:
-                continue
-            y = place + 0.22 * (offset - (len(there) - 1) / 2)
-            colour = _COLOURS[name]
-            ends = (row[f"{name}_low"], row[f"{name}_high"])
-            panel.plot(ends, (y, y), color=colour, linewidth=1.1, alpha=0.55)
-            panel.plot(
-                row[name], y, "o", color=colour, markersize=3.2,
-                label=_TITLES[name] if place == 0 else None,
-            )  # fmt: skip
-        if place and rows[place - 1]["family"] != row["family"]:
-            panel.axhline(place - 0.5, color="#dddddd", linewidth=0.8)
+    for offset, name in enumerate(there):
+        shift = 0.22 * (offset - (len(there) - 1) / 2)
+        y = [place + shift for place, row in enumerate(rows) if name in row]
+        value, low, high = (
+            [row[name + end] for row in rows if name in row] for end in ("", "_low", "_high")
+        )
+        colour = _COLOURS[name]
+        panel.hlines(y, low, high, color=colour, linewidth=1.1, alpha=0.55)
+        panel.plot(value, y, "o", color=colour, markersize=3.2, label=_TITLES[name])
+    for place, (one, other) in enumerate(pairwise(rows)):
+        if one["family"] != other["family"]:
+            panel.axhline(place + 0.5, color="#dddddd", linewidth=0.8)
     panel.axvline(0.5, color="#bbbbbb", linewidth=0.8, linestyle=":")
     panel.set_yticks(range(len(rows)), [row["measure"] for row in rows], color=_INK)
     panel.set_ylim(len(rows) - 0.4, -0.6)

@@ -12,13 +12,13 @@ import pyarrow.parquet as pq
 from psi_engine.artifacts import MANIFEST
 from psi_engine.config import ScoreConfig
 from psi_engine.validation.contrasts import WORST
-from psi_engine.validation.measures import LABELS, combined_name
+from psi_engine.validation.measures import CANDIDATES, LABELS, combined_name
 
-BEST_OF_EACH = 3
+BEST_OF_EACH = 1
 """Combinations shown per name and labels, the best on the tuning half."""
 
 FAMILIES = ("peer", "component", "control")
-"""Families shown whole; the others are combinations."""
+"""Families that are no combinations."""
 
 PRESET = ScoreConfig()
 """The calibrated preset: its own combinations are always shown."""
@@ -46,9 +46,10 @@ def summarise(folder: Path) -> dict[str, Any]:
 def headline(table: pa.Table, suite: str) -> list[dict[str, Any]]:
     """Measures of a suite by their worst contrast on held-out classes.
 
-    Components, peers and controls are listed whole. Of the many combinations those of the
-    calibrated preset's nulls are listed, and the best few per name and labels, chosen on the
-    tuning half, so that no held-out figure was picked by its own value.
+    Peers are listed whole; components and controls raw and under the nulls a preset could take,
+    D at the preset's level. Of the many combinations PSI under the calibrated preset is listed,
+    and the best per name and labels, chosen on the tuning half, so that no held-out figure was
+    picked by its own value.
 
     Returns
     -------
@@ -58,7 +59,7 @@ def headline(table: pa.Table, suite: str) -> list[dict[str, Any]]:
         ``projection``), ``NAME``, ``NAME_low``, ``NAME_high``: AUROC on the held-out half. Families
         in the order of :data:`FAMILIES`, combinations last; best first within each.
     """
-    rows = [row for row in table.to_pylist() if row["suite"] == suite]
+    rows = [row for row in table.to_pylist() if row["suite"] == suite and _shown(row)]
     tuning = {
         row["measure"]: row["auroc"]
         for row in rows
@@ -78,13 +79,8 @@ def headline(table: pa.Table, suite: str) -> list[dict[str, Any]]:
     for entry in found.values():
         key = (entry["family"], "" if entry["family"] in FAMILIES else entry["labels"])
         groups.setdefault(key, []).append(entry)
-    preset = {
-        combined_name(
-            row["family"], PRESET.s_null, PRESET.d_measure, PRESET.d_level, PRESET.d_null, labels
-        )
-        for row in rows
-        for labels in LABELS
-    }
+    chosen_d = (PRESET.d_measure, PRESET.d_level, PRESET.d_null)
+    preset = {combined_name("PSI", PRESET.s_null, *chosen_d, labels) for labels in LABELS}
     chosen: list[dict[str, Any]] = []
     for family, _ in sorted(groups, key=_place):
         whole = family in FAMILIES
@@ -95,6 +91,14 @@ def headline(table: pa.Table, suite: str) -> list[dict[str, Any]]:
             members = best + [m for m in members[BEST_OF_EACH:] if m["measure"] in preset]
         chosen += sorted(members, key=lambda entry: -entry.get("unrelated", 0.0))
     return chosen
+
+
+def _shown(row: dict[str, Any]) -> bool:
+    """Leave out what repeats the rest: other levels of D, nulls no preset would take."""
+    if row["family"] not in ("component", "control"):
+        return True
+    nulls = {row["s_null"], row["d_null"]}
+    return nulls <= CANDIDATES and row["d_level"] in ("", PRESET.d_level)
 
 
 def _place(key: tuple[str, str]) -> tuple[int, str, str]:
