@@ -9,22 +9,22 @@ permutes its patches first, and Q·P is Haar again. Beyond, the rows themselves 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from psi_engine.nulls.base import Batch, Call
 from psi_engine.nulls.draws import rotations_about_ones
 from psi_engine.nulls.rotated_rows import rotated_scores
-from psi_engine.ops.exact import fold_sum, quantise
+from psi_engine.ops.exact import fold_sum
 from psi_engine.ops.random import permutations
+from psi_engine.ops.rotated_grams import (
+    PRODUCT_GRID,
+    ROTATION_GRID,
+    TINY,
+    on_grid,
+    rotated_grams,
+)
 from psi_engine.statistics import NullSummary, summarise
-
-_BANK_GRID, _GRAM_GRID = 2.0**-25, 2.0**-27
-# Grids of the matrices that are multiplied: with Frobenius norms below 1, products and partial
-# sums are multiples of 2⁻⁵² below 2, exact in float64 in any order.
-_TINY = 2.0**-30
 
 LEAST_ALIGNMENT = 0.1
 """Below this cosine with the mean direction the tangent plane's coordinates blow up."""
@@ -38,7 +38,7 @@ def rotation_samples(batch: Batch, call: Call) -> NullSummary:
     """
     if batch.n > batch.units.shape[-1]:
         return summarise(batch.s, rotated_scores(batch, call, batch.units.to(torch.float64)))
-    return _compare(batch, call, batch.grams.to(torch.float64), lambda g: g)
+    return _compare(batch, call, batch.grams.to(torch.float64), 0.0)
 
 
 def rotation_tangent(batch: Batch, call: Call) -> NullSummary:
@@ -52,7 +52,7 @@ def rotation_tangent(batch: Batch, call: Call) -> NullSummary:
     """
     grams = batch.grams.to(torch.float64)
     sums = fold_sum(grams)
-    alignment = sums / fold_sum(sums).clamp(min=_TINY).sqrt()[:, None]
+    alignment = sums / fold_sum(sums).clamp(min=TINY).sqrt()[:, None]
     refused = (alignment < LEAST_ALIGNMENT).any(-1)
     safe = torch.where(refused[:, None], 1.0, alignment)
     if batch.n > batch.units.shape[-1]:
@@ -61,7 +61,7 @@ def rotation_tangent(batch: Batch, call: Call) -> NullSummary:
         summary = summarise(batch.s, rotated_scores(batch, call, rows))
     else:
         tangent = grams / (safe[:, :, None] * safe[:, None, :]) - 1.0
-        summary = _compare(batch, call, tangent, lambda g: g + 1.0)
+        summary = _compare(batch, call, tangent, 1.0)
     return NullSummary(*(torch.where(refused, torch.nan, x) for x in summary))
 
 
@@ -77,52 +77,39 @@ def rotation_shared(batch: Batch, call: Call) -> NullSummary:
     return NullSummary(batch.s.clone(), torch.zeros_like(batch.s), torch.ones_like(batch.s))
 
 
-def _compare(
-    batch: Batch, call: Call, products: Tensor, restore: Callable[[Tensor], Tensor]
-) -> NullSummary:
-    """Rotate inner products (channels, n, n), restore them to Gram matrices, score."""
+def _compare(batch: Batch, call: Call, products: Tensor, shift: float) -> NullSummary:
+    """Rotate inner products (channels, n, n), add the shift, normalise to Gram matrices, score."""
     n, channels = batch.n, len(batch.ids)
     draws = torch.empty(channels, call.config.replicates, dtype=torch.float64, device=call.device)
     norm = fold_sum(fold_sum(products * products)).sqrt()
-    scale = torch.ldexp(torch.ones_like(norm), torch.frexp(norm).exponent)[:, None, None]
-    shuffled = _permute(products / scale, permutations(call.keys("null.s.samples", batch.ids), n))
-    shuffled = _round(shuffled, _GRAM_GRID)
+    scale = torch.ldexp(torch.ones_like(norm), torch.frexp(norm).exponent)
+    shuffled = _permute(
+        products / scale[:, None, None],
+        permutations(call.keys("null.s.samples", batch.ids), n),
+    )
+    shuffled = on_grid(shuffled, PRODUCT_GRID)
     each = n * n * 64
-    for part in call.replicates().split(min(call.chunk(each), 256)):
-        bank = _round(rotations_about_ones(call.keys("null.s.bank", n, part), n), _BANK_GRID)
+    parts = call.replicates().split(min(call.chunk(each), 256))
+    for part in parts:
+        keep = 0 if len(parts) == 1 else int(part[0])
+        bank = call.latest(
+            "rotations",
+            (n, keep),
+            lambda part=part: on_grid(  # type: ignore[misc]
+                rotations_about_ones(call.keys("null.s.bank", n, part), n), ROTATION_GRID
+            ),
+        )
         step = call.chunk(each * len(part))
         for start in range(0, channels, step):
             rows = slice(start, start + step)
             keys = call.keys("null.s.solve", batch.ids[rows, None], part)
-            grams = torch.empty(*keys.shape, n, n, dtype=torch.float32, device=call.device)
-            for i, (one, size) in enumerate(zip(shuffled[rows], scale[rows], strict=True)):
-                for some in torch.arange(len(part), device=call.device).split(
-                    call.near_chunk(each)
-                ):
-                    grams[i, some] = _rotate(bank[some], one, size, restore)
+            grams = rotated_grams(bank, shuffled[rows], scale[rows], shift, backend=call.backend)
             found = call.separability(grams.flatten(0, 1), keys.flatten())
             draws[rows, part[0] : part[-1] + 1] = found.score.unflatten(0, keys.shape)
     return summarise(batch.s, draws)
-
-
-def _rotate(
-    bank: Tensor, products: Tensor, scale: Tensor, restore: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """Gram matrices of one channel under many rotations: float32 (m, n, n)."""
-    n = len(products)
-    left = _round((bank.reshape(-1, n) @ products).reshape(bank.shape), _GRAM_GRID)
-    grams = restore((left @ bank.mT).mul_(scale))
-    length = grams.diagonal(dim1=-2, dim2=-1).clamp(min=_TINY).sqrt()
-    grams = quantise(grams / (length[..., :, None] * length[..., None, :]))
-    grams.diagonal(dim1=-2, dim2=-1).fill_(1.0)
-    return grams
 
 
 def _permute(products: Tensor, order: Tensor) -> Tensor:
     n = order.shape[-1]
     rows = products.gather(1, order[:, :, None].expand(-1, n, n))
     return rows.gather(2, order[:, None, :].expand(-1, n, n))
-
-
-def _round(x: Tensor, grid: float) -> Tensor:
-    return (x / grid).round_().mul_(grid)
