@@ -109,7 +109,7 @@ class ScoreConfig:
     """Largest number of clusters tried."""
     replicates: int = 1000
     """Draws of each null, M."""
-    s_null: SNull = "neighborhood"
+    s_null: SNull = "pool"
     """Null of the silhouette S."""
     q_null: QNull = "permutation"
     """Null of the label alignment Q."""
