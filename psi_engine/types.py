@@ -250,6 +250,8 @@ class Scores:
     d_p: Tensor | None = None
     d_p_adj: Tensor | None = None
     d_hat: Tensor | None = None
+    centre: Tensor | None = None
+    """float32 (dim,): the pool's mean, where D took it off (``margin``); None elsewhere."""
     notes: tuple[str, ...] = field(default=())
     """What the caller should know: degenerate nulls, fallbacks, unavailable components."""
 
@@ -267,7 +269,7 @@ class Scores:
 
         columns: dict[str, pa.Array] = {}
         for item in fields(self):
-            if item.name in ("assignments", "silhouettes", "notes"):
+            if item.name in ("assignments", "silhouettes", "centre", "notes"):
                 continue
             value = getattr(self, item.name)
             if value is None:

@@ -1,8 +1,11 @@
 """D-null ``text-rotation``: the same clusters named by the same texts, turned at random.
 
 One random rotation Q turns all texts together. They keep their number, their likeness to each
-other and their synonyms, and lose what they say about these images: what D is left with is what
-clusters so far apart would give any texts. A channel's D must exceed that to count as named.
+other and their synonyms, and lose what they say about images: what D is left with is what
+clusters so far apart would give any texts. D above that says that the clusters have different
+names, not that there is anything to name: sets of random patches, half animals and half tools,
+exceed it too, and only S (and Q) tell them from a polysemantic unit. What it excludes are units
+of one concept, whose clusters share their name.
 
 Only the Gram matrix of a channel's few cluster rows matters. With L a square root of it, the
 rows' similarities to turned texts are distributed as L·F·Tᵀ, F the first rows of a Haar matrix:
@@ -91,7 +94,7 @@ def _banks(size: int, call: Call) -> Iterable[tuple[Tensor, Tensor]]:
     if 4 * call.config.replicates * size * len(call.texts.rows) > call.memory // 4:
         return _turned(size, call.texts.rows, call)
     texts = call.texts.rows
-    return call.once(("text-rotation", size), lambda: list(_turned(size, texts, call)))
+    return call.latest("text-rotation", size, lambda: list(_turned(size, texts, call)))
 
 
 def _turned(size: int, texts: Tensor, call: Call) -> Iterator[tuple[Tensor, Tensor]]:

@@ -44,6 +44,11 @@ def describe_clusters(
     ------
     InputError
         Shapes do not fit each other, or a text row has no direction.
+
+    Notes
+    -----
+    Clusters have the names that D gave them: where ``scores`` holds a centre (D's ``margin``), by
+    what sets their mean embedding apart from it, else by their prototype.
     """
     x = as_tensor("embeddings", embeddings)
     if x.ndim != 3 or x.shape[:2] != scores.assignments.shape:
@@ -115,14 +120,17 @@ def _describe(
     medoid = torch.where(inside, to_members[channel, cluster], -torch.inf).argmax(-1)
     total = fold_sum(torch.where(inside, silhouettes[channel], 0.0))
     sizes = size[channel, cluster]
-    named = () if texts is None else _name(prototypes, texts)
+    rows = prototypes
+    if scores.centre is not None:
+        rows = unit_rows(sums / sizes[:, None] - scores.centre.to(x.device, torch.float64)).rows
+    named = () if texts is None else _name(rows, texts)
     columns = (channel + start, cluster, sizes, total / sizes, medoid, prototypes)
     return tuple(x.cpu() for x in columns), tuple(x.cpu() for x in named)
 
 
-def _name(prototypes: Tensor, texts: Texts) -> tuple[Tensor, Tensor]:
-    """Ids and similarities of the best concepts of each prototype, (clusters, 5)."""
-    found = cosines(prototypes, texts.rows.to(prototypes.device)).to(torch.float64)
+def _name(rows: Tensor, texts: Texts) -> tuple[Tensor, Tensor]:
+    """Ids and similarities of the best concepts of each unit row, (clusters, 5)."""
+    found = cosines(rows, texts.rows.to(rows.device)).to(torch.float64)
     count = min(TOP_CONCEPTS, found.shape[1])
     values, order = torch.sort(found, dim=1, descending=True, stable=True)
     ids = torch.full((len(found), TOP_CONCEPTS), -1, dtype=torch.int64, device=found.device)

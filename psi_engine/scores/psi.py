@@ -77,7 +77,7 @@ class ScoreTable:
         self.put("psi_p", rows, intersection_union([nulls[x].p for x in self.available]))
         return psi
 
-    def finish(self, config: ScoreConfig, notes: tuple[str, ...]) -> Scores:
+    def finish(self, config: ScoreConfig, centre: Tensor | None, notes: tuple[str, ...]) -> Scores:
         """Adjust the p-values over the call and decide the verdicts."""
         columns = dict(self._columns)
         for component in self.available:
@@ -95,5 +95,6 @@ class ScoreTable:
             verdict=verdicts(psi_p_adj, clarity_p_adj, config.alpha),
             status=tuple(self.status),
             reason=tuple(self.reason),
+            centre=None if centre is None else centre.cpu(),
             notes=notes,
         )

@@ -138,7 +138,8 @@ def score(
         if progress is not None:
             progress("score", part.stop, channels)
     counted = [f"{count} {text}" for text, count in call.tallies.items()]
-    return table.finish(config, (*call.notes, *counted))
+    centre = call.centre if "d" in available else None
+    return table.finish(config, centre, (*call.notes, *counted))
 
 
 def channels_at_once(embeddings: Tensor, config: ScoreConfig, memory: int) -> int:

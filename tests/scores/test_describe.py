@@ -8,7 +8,7 @@ from psi_engine.scores.describe import describe_clusters
 from psi_engine.scores.score import score
 from tests.reference import distinctness as reference
 
-QUICK = ScoreConfig(replicates=4)
+QUICK = ScoreConfig(replicates=4, restarts=5, d_measure="contrast")
 
 
 def test_clusters_equal_a_loop(world):
@@ -39,6 +39,24 @@ def test_clusters_equal_a_loop(world):
             row += 1
     assert row == len(got.channel)
     assert 2 not in got.channel
+
+
+def test_clusters_have_the_names_that_d_gave_them(world):
+    """Under the margin: by what sets a cluster's mean apart from the pool's."""
+    config = ScoreConfig(replicates=4, restarts=5, d_measure="margin")
+    scores = score(world.embeddings, pool=world.pool, text_embeddings=world.texts, config=config)
+    pool = world.pool.double()
+    centre = (pool / pool.norm(dim=1, keepdim=True)).mean(0).numpy()
+    assert np.abs(scores.centre.numpy() - centre).max() < 1e-6
+    got = describe_clusters(world.embeddings, scores, world.texts)
+    texts = [reference.unit(t) for t in world.texts.double().numpy()]
+    for row, channel in enumerate(got.channel.tolist()):
+        z = world.embeddings[channel].double().numpy()
+        members = scores.assignments[channel].numpy() == int(got.cluster[row])
+        apart = np.mean([reference.unit(x) for x in z[members]], 0) - centre
+        similar = np.array(texts) @ reference.unit(apart)
+        assert int(got.concepts[row, 0]) == int(np.argmax(similar))
+        assert float(got.similarities[row, 0]) == pytest.approx(float(similar.max()), abs=1e-6)
 
 
 def test_memory_changes_no_bit(world, monkeypatch):
