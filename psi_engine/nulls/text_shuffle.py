@@ -32,10 +32,11 @@ def text_shuffle(batch: Batch, call: Call) -> NullSummary:
     draws = torch.empty(len(rows), call.config.replicates, dtype=torch.float64, device=rows.device)
     for several, shuffled in _shuffles(texts, call):
         size = len(several)
-        step = call.chunk(k * size * (len(texts) * 28 + texts.shape[1] * 16))
+        wide = shuffled.flatten(0, 1).to(torch.float64)  # once, not for every few channels
+        step = call.near_chunk(k * size * (len(texts) * 28 + texts.shape[1] * 16))
         for start in range(0, len(rows), step):
             part = slice(start, start + step)
-            found = cosines(rows[part].flatten(0, 1), shuffled.flatten(0, 1))
+            found = cosines(rows[part].flatten(0, 1), wide)
             # (channels · replicates, k, texts)
             found = found.unflatten(0, (-1, k)).unflatten(2, (size, -1)).movedim(2, 1).flatten(0, 1)
             here = named.weights[part].repeat_interleave(size, 0)

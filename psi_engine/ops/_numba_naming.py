@@ -12,6 +12,8 @@ from psi_engine.ops._jit import compiled, in_threads
 
 GAP, CONTRAST, MARGIN = range(3)
 KINDS: dict[DMeasure, int] = {"gap": GAP, "contrast": CONTRAST, "margin": MARGIN}
+LANES = 32
+"""Maxima kept side by side, a power of two."""
 
 
 def factored_measure(factors: Tensor, bank: Tensor, weights: Tensor, kind: DMeasure) -> Tensor:
@@ -27,80 +29,116 @@ def _range(start, stop, factors, bank, weights, kind, values):
     k = factors.shape[1]
     texts = bank.shape[2]
     found = np.empty((k, texts))
-    terms = np.empty(k)
+    terms, room = np.empty(k), np.empty(LANES)
+    present, totals = np.zeros(stop - start, np.int64), np.empty(stop - start)
     for n in range(start, stop):
-        present = 0
         for j in range(k):
-            present += weights[n, j] > 0
-        total = folded(weights[n], terms, k)
-        for s in range(bank.shape[0]):
+            present[n - start] += weights[n, j] > 0
+        totals[n - start] = folded(weights[n], terms, k)
+    for s in range(bank.shape[0]):  # outside, so that a set of texts stays in the cache
+        for n in range(start, stop):
             values[n, s] = 0.0
-            if total == 0 or (kind != GAP and present < 2):
+            if totals[n - start] == 0 or (kind != GAP and present[n - start] < 2):
                 continue
             products(factors[n], bank[s], weights[n], found)
             if kind == GAP:
-                gaps(found, weights[n], terms)
+                gaps(found, weights[n], terms, room)
             else:
-                margins(found, weights[n], kind == CONTRAST, terms)
+                margins(found, weights[n], kind == CONTRAST, terms, room)
             for j in range(k):
                 terms[j] *= weights[n, j]
-            values[n, s] = folded(terms, terms, k) / total
+            values[n, s] = folded(terms, terms, k) / totals[n - start]
     return True
 
 
 @compiled
 def products(factor, texts, weights, found):
     """Similarities of the clusters that exist to all texts of one set."""
+    rank = factor.shape[1]
     for j in range(factor.shape[0]):
         if weights[j] > 0:
-            row = found[j]
-            for c in range(row.shape[0]):
-                row[c] = factor[j, 0] * texts[0, c]
-            for q in range(1, factor.shape[1]):
-                scale = factor[j, q]
-                if scale != 0:
-                    for c in range(row.shape[0]):
-                        row[c] += scale * texts[q, c]
+            last = 0  # a triangular factor: nothing beyond
+            for q in range(rank):
+                last = q if factor[j, q] != 0 else last
+            scale_to(found[j], factor[j, 0], texts[0])
+            for q in range(1, last, 2):
+                add_two(found[j], factor[j, q], texts[q], factor[j, q + 1], texts[q + 1])
+            if last % 2 == 1:
+                add_one(found[j], factor[j, last], texts[last])
 
 
 @compiled
-def first_best(row):
+def scale_to(out, a, x):
+    """Set a row; this and the next two stand apart, so that they become loops over registers."""
+    for c in range(out.shape[0]):
+        out[c] = a * x[c]
+
+
+@compiled
+def add_one(out, a, x):
+    """Add a multiple of one row."""
+    for c in range(out.shape[0]):
+        out[c] += a * x[c]
+
+
+@compiled
+def add_two(out, a, x, b, y):
+    """Add multiples of two rows; exact on the grid, in any order."""
+    for c in range(out.shape[0]):
+        out[c] += a * x[c] + b * y[c]
+
+
+@compiled
+def highest(row, room):
+    """Greatest entry of a row; ``room`` (LANES,) is overwritten."""
+    # lanes of their own: no compiler may reorder a maximum of floats by itself
+    for l in range(LANES):
+        room[l] = -np.inf
+    whole = row.shape[0] // LANES * LANES
+    for start in range(0, whole, LANES):
+        for l in range(LANES):
+            value = row[start + l]
+            room[l] = value if value > room[l] else room[l]
+    for l in range(row.shape[0] - whole):
+        value = row[whole + l]
+        room[l] = value if value > room[l] else room[l]
+    half = LANES // 2
+    while half:
+        for l in range(half):
+            room[l] = room[l] if room[l] > room[l + half] else room[l + half]
+        half //= 2
+    return room[0]
+
+
+@compiled
+def first_best(row, room):
     """Position of the greatest entry, the first of equal ones."""
-    # blocks whose maximum the compiler finds with vector instructions; one of them is searched
-    best = -np.inf
-    block = 0
-    for start in range(0, row.shape[0], 64):
-        highest = -np.inf
-        for c in range(start, min(start + 64, row.shape[0])):
-            highest = row[c] if row[c] > highest else highest
-        if highest > best:
-            best, block = highest, start
-    while row[block] != best:
-        block += 1
-    return block
+    best = highest(row, room)
+    at = 0
+    while row[at] != best:
+        at += 1
+    return at
 
 
 @compiled
-def gaps(found, weights, terms):
-    """Best minus second best similarity of each cluster."""
+def gaps(found, weights, terms, room):
+    """Best minus second best similarity of each cluster; ``found`` loses the best."""
     for j in range(found.shape[0]):
         terms[j] = 0.0
         if weights[j] > 0:
-            at = first_best(found[j])
-            second = -np.inf
-            for c in range(found.shape[1]):
-                if c != at and found[j, c] > second:
-                    second = found[j, c]
-            terms[j] = found[j, at] - second
+            at = first_best(found[j], room)
+            best = found[j, at]
+            found[j, at] = -np.inf
+            terms[j] = best - highest(found[j], room)
 
 
 @compiled
-def margins(found, weights, others_to_mine, terms):
+def margins(found, weights, others_to_mine, terms, room):
     """Best similarity of each cluster minus its greatest rival."""
     k = found.shape[0]
     names = np.empty(k, np.int64)
     for j in range(k):
-        names[j] = first_best(found[j]) if weights[j] > 0 else -1
+        names[j] = first_best(found[j], room) if weights[j] > 0 else -1
     for j in range(k):
         terms[j] = 0.0
         if weights[j] > 0:
