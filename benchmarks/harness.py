@@ -24,6 +24,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 PACKAGES = ("torch", "numpy", "scipy", "numba", "scikit-learn", "faiss-gpu", "faiss-cpu")
+SEEDINGS = 5
+"""Seedings of psi-engine's solver: enough to match ten of the peers', see benchmarks.solver."""
+
 RESULTS = Path("benchmarks/results")
 _HERE = Path(__file__).parent
 
@@ -163,17 +166,19 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip()
 
 
+def _name(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_name(item) for item in value]
+    return value.name if isinstance(value, Path) else value
+
+
 class Results:
     """Rows of one benchmark, printed as they come and written as ``NAME.csv`` and ``NAME.json``."""
 
     def __init__(self, name: str, settings: Mapping[str, Any]) -> None:
         self.name = name
         # a file by its name alone: folders differ between machines and show nothing
-        shown = {
-            key: value.name if isinstance(value, Path) else value
-            for key, value in settings.items()
-            if key != "out"
-        }
+        shown = {key: _name(value) for key, value in settings.items() if key != "out"}
         self.facts = {"benchmark": name, "settings": shown, **machine()}
         self.rows: list[dict[str, Any]] = []
         self._started = time.perf_counter()

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import psi_engine as psi
-from benchmarks.harness import Results, Work, in_fresh_process, interleave, spread
+from benchmarks.harness import SEEDINGS, Results, Work, in_fresh_process, interleave, spread
 from benchmarks.problems import Vision, Words, clip_like, words
 from psi_engine.config import ScoreConfig
 
@@ -50,6 +50,7 @@ SHARED = (
     Case("rotation", None),
     Case("pool", None),
     Case("neighborhood", None),
+    Case("pool", "text-rotation"),
     Case("pool", "pool"),
     Case("neighborhood", "neighborhood"),
 )
@@ -127,7 +128,7 @@ def _score_afresh(about: dict[str, Any], options: argparse.Namespace) -> None:
     settings = dict(about)
     channels = range(settings.pop("channels"))
     vision = clip_like(channels, PATCHES, options.dim, pool=POOL, seed=options.seed)
-    config = ScoreConfig(**settings)
+    config = ScoreConfig(**{"restarts": SEEDINGS} | settings)
     psi.score(vision.embeddings, pool=vision.pool, config=config, device=options.device)
 
 
@@ -176,7 +177,9 @@ def _score(
     options: argparse.Namespace,
     texts: Words | None = None,
 ) -> None:
-    config = ScoreConfig(s_null=s_null, d_null=d_null or "pool", replicates=draws)
+    config = ScoreConfig(
+        s_null=s_null, d_null=d_null or "pool", replicates=draws, restarts=SEEDINGS
+    )
     given = {}
     if d_null and texts is not None:
         given = {"text_embeddings": texts.embeddings, "concept_ids": texts.concepts}

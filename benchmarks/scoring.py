@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 import psi_engine as psi
-from benchmarks.harness import Results, Round, Spread, Work, interleave, spread
+from benchmarks.harness import SEEDINGS, Results, Round, Spread, Work, interleave, spread
 from benchmarks.routes import CLUSTERS, Crew, Loop, Size, gap, objective
 from psi_engine.config import ScoreConfig
 from psi_engine.ops.clustering import cluster
@@ -55,6 +55,7 @@ class Scorer:
             "d_measure": "gap",
             "d_level": "prompt",
             "replicates": self.size.replicates,
+            "restarts": SEEDINGS,
         }
         given: dict[str, Any] = {}
         if "Q" in parts:

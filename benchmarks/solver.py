@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from benchmarks.harness import Results
+from benchmarks.harness import SEEDINGS, Results
 from benchmarks.problems import blobs, clip_like, from_file, one_mode, sphere
 from benchmarks.routes import CLUSTERS, fit_faiss, fit_scikit_learn, objective
-from psi_engine.config import ScoreConfig, Solver
+from psi_engine.config import Solver
 from psi_engine.ops.clustering import cluster
 
 OURS: tuple[Solver, ...] = ("hartigan", "lloyd")
@@ -56,8 +56,7 @@ def objectives(sets: np.ndarray, k: int) -> dict[str, np.ndarray]:
         labels = cluster(grams, keys, k, solver=solver, restarts=restarts).assignments.numpy()
         return np.array([objective(*pair) for pair in zip(sets, labels, strict=True)])
 
-    usual = ScoreConfig().restarts
-    found = {solver: ours(solver, usual) for solver in OURS}
+    found = {solver: ours(solver, SEEDINGS) for solver in OURS}
     for name, fit in PEERS.items():
         found[name] = np.array([objective(rows, fit(rows, k)) for rows in sets])
     found["best"] = np.maximum.reduce([*found.values(), ours("hartigan", _MANY_SEEDINGS)])

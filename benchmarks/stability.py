@@ -47,6 +47,7 @@ CASES = (
     Case("s", "pool", False),
     Case("s", "neighborhood", False),
     Case("q", "permutation", False),
+    Case("d", "text-rotation", False),
     Case("d", "pool", False),
     Case("d", "neighborhood", False),
     Case("d", "unrelated-text", False),
