@@ -21,9 +21,8 @@ def partition(batch: Batch, call: Call) -> NullSummary:
         raise ValueError("a D null needs D")
     call.note(
         "d_null 'partition' treats the clusters as if they had been drawn without looking at the "
-        "embeddings: at 5 % it rejects about 20 % (gap) or 80 to 90 % (contrast, margin) of "
-        "one-mode channels; "
-        "use 'text-rotation'"
+        "embeddings: at 5 % it rejects about one in five (gap) or four in five (contrast, margin) "
+        "of one-mode channels; use 'text-rotation'"
     )
     k, n, texts = int(batch.n_clusters.max()), batch.n, call.texts.rows
     draws = torch.empty(

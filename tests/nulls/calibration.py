@@ -6,10 +6,13 @@ one table all pass the same draw with a common chance, Beta(j, M + 1 − j): bet
 dependence is therefore not guessed but part of the law.
 """
 
+import importlib
 import math
 
 import torch
 from scipy import stats
+
+from psi_engine.statistics import TIE
 
 ALARM = 1e-3
 """Chance of a false alarm of one test."""
@@ -57,3 +60,20 @@ def assert_uniform(p, replicates, *, shared, equal=None, seed=0):
 
 def rate(p, level=0.05):
     return float((p <= level + 1e-12).double().mean())
+
+
+def seen_ties(null, batch, call, monkeypatch):
+    """The null's result, and how many of each channel's draws equal what was observed."""
+    module = importlib.import_module(null.__module__)
+    counted = []
+    summarise = module.summarise
+
+    def spy(observed, draws):
+        counted.append(((draws - observed[:, None]).abs() <= TIE).sum(1))
+        return summarise(observed, draws)
+
+    with monkeypatch.context() as patch:  # taken off again: a test may look many times
+        patch.setattr(module, "summarise", spy)
+        result = null(batch, call)
+    (equal,) = counted
+    return result, equal

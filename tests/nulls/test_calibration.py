@@ -5,7 +5,6 @@ fail (``test_the_long_version_would_notice_seven_percent``). What is not exact i
 rate it has, not hidden. The D-nulls are in ``test_calibration_of_texts``.
 """
 
-import importlib
 from dataclasses import replace
 
 import pytest
@@ -23,8 +22,8 @@ from psi_engine.nulls.pool import clarity_p, pool_s, random_sets
 from psi_engine.nulls.rotation import rotation
 from psi_engine.nulls.rotation_samples import rotation_samples, rotation_tangent
 from psi_engine.scores.score import score
-from psi_engine.statistics import TIE, calibrate
-from tests.nulls.calibration import assert_super_uniform, assert_uniform, power, rate
+from psi_engine.statistics import calibrate
+from tests.nulls.calibration import assert_super_uniform, assert_uniform, power, rate, seen_ties
 from tests.nulls.call import make_batch, make_call, normal
 
 SHARED = [
@@ -93,22 +92,6 @@ def test_rotation_samples_on_rows_rotated_before_they_are_normalised(dim, channe
         p.append(rotation_samples(raw, call).p)
     assert_super_uniform(torch.cat(p), replicates, shared=False)
     assert_uniform(torch.cat(p), replicates, shared=False)
-
-
-def seen_ties(null, batch, call, monkeypatch):
-    """The null's result, and how many of each channel's draws equal what was observed."""
-    module = importlib.import_module(null.__module__)
-    counted = []
-    summarise = module.summarise
-
-    def spy(observed, draws):
-        counted.append(((draws - observed[:, None]).abs() <= TIE).sum(1))
-        return summarise(observed, draws)
-
-    monkeypatch.setattr(module, "summarise", spy)
-    result = null(batch, call)
-    (equal,) = counted
-    return result, equal
 
 
 @pytest.mark.parametrize(("channels", "replicates"), OWN)

@@ -15,7 +15,7 @@ from psi_engine.scores.distinctness import distinctness, named_rows, texts_at_le
 from tests.nulls.calibration import assert_super_uniform, assert_uniform, rate
 from tests.nulls.call import make_batch, make_call, normal
 
-KINDS = ["gap", "contrast"]
+KINDS = ["gap", "contrast", "margin"]
 FAST = {"k_max": 3}
 SHARED = [
     pytest.param(600, 599, id="quick"),
@@ -57,7 +57,7 @@ def test_choosing_the_number_of_clusters_costs_little(family, null, kind, n):
 
     Rejections at 5 % of 8000 channels against 5999 sets (standard error 0.37 points), n = 10 and
     30 patches: gap 4.6 to 5.3 %; contrast 4.7 and 5.3 % for ``pool``, 5.8 and 6.5 % for
-    ``neighborhood``.
+    ``neighborhood``; margin 6.6 and 5.7 % for ``pool``, 6.6 % for ``neighborhood`` of 10.
     """
     p, _ = p_of_drawn_sets(family, null, n, 8000, 5999, d_measure=kind)
     assert rate(p) < 0.075
@@ -66,14 +66,14 @@ def test_choosing_the_number_of_clusters_costs_little(family, null, kind, n):
 def diagonal_draws(batch, bank, chosen, kind, call):
     """D of channel c with the c-th of the drawn vocabularies."""
     k = int(batch.n_clusters.max())
-    named = named_rows(batch.units, batch.assignments, k, kind)
+    named = named_rows(batch.units, batch.assignments, k, kind, call.centre)
     rows, weights = named.rows, named.weights
     parts = []
     for part in torch.arange(len(rows)).split(100):
         found = cosines(rows[part], bank)
         values = restricted_measure(found, weights[part], chosen[part], kind, call)
         parts.append(values.diagonal())
-    return torch.cat(parts)
+    return named.scale * torch.cat(parts)
 
 
 @pytest.mark.parametrize(("channels", "replicates"), OWN)
@@ -137,7 +137,9 @@ def test_text_shuffle_on_shuffled_texts(plain, kind, channels, replicates):
         for c in range(len(rows)):
             texts = texts_at_level(own[c], torch.arange(len(plain)), "prompt", "texts")
             one = slice(c, c + 1)
-            batch.d[one] = distinctness(batch.units[one], batch.assignments[one], k, texts, kind)
+            batch.d[one] = distinctness(
+                batch.units[one], batch.assignments[one], k, texts, kind, call.centre
+            )
         p.append(text_shuffle(batch, call).p)
     assert_super_uniform(torch.cat(p), replicates, shared=False)
     assert_uniform(torch.cat(p), replicates, shared=False)
@@ -149,7 +151,7 @@ def test_partition_on_clusters_drawn_without_looking(kind, channels, replicates)
     call = make_call(None, normal(13, 30, 8), replicates=replicates, d_measure=kind)
     batch = make_batch(normal(11, channels, 15, 8), call)
     blind = torch.arange(15).expand(channels, -1) % 3
-    d = distinctness(batch.units, blind, 3, call.texts, kind)
+    d = distinctness(batch.units, blind, 3, call.texts, kind, call.centre)
     batch = replace(batch, assignments=blind, n_clusters=torch.full((channels,), 3), d=d)
     p = partition(batch, call).p
     assert_super_uniform(p, replicates, shared=False)
@@ -157,9 +159,12 @@ def test_partition_on_clusters_drawn_without_looking(kind, channels, replicates)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "least"), [("gap", 0.1), ("contrast", 0.6)])
+@pytest.mark.parametrize(("kind", "least"), [("gap", 0.1), ("contrast", 0.6), ("margin", 0.6)])
 def test_partition_after_clustering_is_a_known_exception(kind, least):
-    """The clusters were chosen by looking at the embeddings: one Gaussian mode, 50 patches."""
+    """The clusters were chosen by looking at the embeddings: one Gaussian mode, 50 patches.
+
+    Rejections at 5 % of 300 channels: gap 19 %, contrast 81 %, margin 86 %.
+    """
     call = make_call(None, normal(13, 60, 8), replicates=99, d_measure=kind)
     one_mode = normal(11, 300, 50, 8) + normal(12, 300, 1, 8)
     found = rate(partition(make_batch(one_mode, call), call).p)

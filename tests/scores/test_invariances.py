@@ -16,7 +16,7 @@ from psi_engine.nulls.base import Batch, clarity_of
 from psi_engine.nulls.exact_moments import nmi_moments
 from psi_engine.nulls.registry import NULLS
 from psi_engine.ops.contingency import normalized_mutual_information
-from psi_engine.ops.exact import cosines, gram, unit_rows
+from psi_engine.ops.exact import cosines, gram, quantise, unit_rows
 from psi_engine.ops.silhouette import silhouette
 from psi_engine.scores.distinctness import distinctness, partition_distinctness, texts_at_level
 from psi_engine.scores.score import score
@@ -26,6 +26,7 @@ from tests.reference.clustering import objective
 TOLERANCE = 1e-6
 CHANNELS, N, DIM, K = 3, 13, 7, 4
 BANK, POOL = normal(1, 45, DIM), normal(2, 120, DIM)
+KINDS = ("gap", "contrast", "margin")
 seeds = st.integers(0, 2**31)
 
 
@@ -35,7 +36,7 @@ class World:
     def __init__(self, seed):
         self.generator = torch.Generator().manual_seed(seed)
         self.z = self.normal(CHANNELS, N, DIM)
-        self.texts, self.bank = self.normal(12, DIM), BANK
+        self.texts, self.bank, self.pool = self.normal(12, DIM), BANK, POOL
         self.assignments = torch.randint(0, K, (CHANNELS, N), generator=self.generator)
         self.assignments[:, :K] = torch.arange(K)  # every cluster has a member
         self.labels = torch.randint(-1, 9, (CHANNELS, N), generator=self.generator)
@@ -46,7 +47,8 @@ class World:
 
     def turned(self):
         turn = torch.linalg.qr(self.normal(DIM, DIM)).Q
-        self.z, self.texts, self.bank = self.z @ turn, self.texts @ turn, self.bank @ turn
+        self.z, self.texts = self.z @ turn, self.texts @ turn
+        self.bank, self.pool = self.bank @ turn, self.pool @ turn
 
     def reordered(self):
         self.z, self.assignments, self.labels = (
@@ -68,18 +70,22 @@ class World:
         }
         found["mean"], found["std"] = nmi_moments(self.assignments, self.labels)
         texts = texts_at_level(self.texts, torch.arange(12) // 2, "concept", "texts")
-        for kind in ("gap", "contrast"):
-            found[kind] = distinctness(units, self.assignments, K, texts, kind)
+        middle = quantise(unit_rows(self.pool).rows.double().mean(0))
+        for kind in KINDS:
+            centre = middle if kind == "margin" else None
+            found[kind] = distinctness(units, self.assignments, K, texts, kind, centre)
             parts = self.assignments[:, None]
             named = cosines(units, texts.rows)
-            found[kind + " by Gram"] = partition_distinctness(named, grams, parts, K, kind)[:, 0]
+            off = None if centre is None else cosines(centre[None], texts.rows)[0]
+            by_gram = partition_distinctness(named, grams, parts, K, kind, off)
+            found[kind + " by Gram"] = by_gram[:, 0]
         return found
 
     def null(self, name, kind):
         """A text null of the given assignments: its draws depend on keys, not on the frame."""
-        call = make_call(POOL, self.texts, self.bank, replicates=9, d_measure=kind)
+        call = make_call(self.pool, self.texts, self.bank, replicates=9, d_measure=kind)
         batch = make_batch(self.z, call, self.labels)
-        d = distinctness(batch.units, self.assignments, K, call.texts, kind)
+        d = distinctness(batch.units, self.assignments, K, call.texts, kind, call.centre)
         count = torch.full((CHANNELS,), K)
         batch = replace(batch, assignments=self.assignments, n_clusters=count, d=d)
         return NULLS["d"][name](batch, call)
@@ -113,12 +119,13 @@ def test_names_of_clusters_do_not_matter(seed):
     [
         ("unrelated-text", World.turned),
         ("unrelated-text", World.reordered),
+        ("text-rotation", World.reordered),  # draws turns in the frame it is given
         ("text-shuffle", World.reordered),  # coordinates are shuffled: it knows the frame
         ("partition", World.turned),
     ],
 )
 @settings(max_examples=8, deadline=None, derandomize=True)
-@given(seed=seeds, kind=st.sampled_from(["gap", "contrast"]))
+@given(seed=seeds, kind=st.sampled_from(KINDS))
 def test_given_assignments_text_nulls_do_not_change(name, change, seed, kind):
     world = World(seed)
     before = world.null(name, kind)
@@ -147,10 +154,12 @@ def test_no_null_sees_memory_channel_order_or_backend(component, name, seed, mem
     generator = torch.Generator().manual_seed(seed)
     z = torch.randn(6, N, DIM, generator=generator, dtype=torch.float64) + 1.5
     labels = torch.randint(-1, 5, (6, N), generator=generator)
-    kind = ("gap", "contrast")[seed % 2]
+    kind = KINDS[seed % 3]
+    # turned texts are drawn 128 at a time
+    replicates = 150 if name == "text-rotation" else 7
 
     def fresh(memory=1 << 30, backend="numba"):
-        texts, settings = BANK[:10], {"replicates": 7, "d_measure": kind, "k_max": 4}
+        texts, settings = BANK[:10], {"replicates": replicates, "d_measure": kind, "k_max": 4}
         call = make_call(POOL, texts, BANK, memory=memory, **settings)
         call.backend = backend
         return call
@@ -162,6 +171,27 @@ def test_no_null_sees_memory_channel_order_or_backend(component, name, seed, mem
     for together, apart in zip(whole, some, strict=True):
         assert torch.equal(together[rows], apart)
         assert torch.isfinite(apart).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_channels_of_other_sizes_in_one_call_change_nothing(kind):
+    """Fewer patches, fewer clusters: each size has turned texts of its own."""
+    sizes = torch.tensor([4, 13, 5, 9, 4, 13])
+    z, mask = normal(8, 6, 13, DIM) + 1.5, torch.arange(13) < sizes[:, None]
+    config = ScoreConfig(
+        d_measure=kind, d_null="text-rotation", s_null="rotation", replicates=150, k_max=5
+    )
+
+    def scored(rows):
+        return score(
+            z[rows], None, BANK[:10], pool=POOL, mask=mask[rows], channel_ids=rows, config=config
+        )
+
+    together = scored(torch.arange(6))
+    for c in range(6):
+        alone = scored(torch.tensor([c]))
+        for name in ("d", "d_z", "d_p"):
+            assert getattr(together, name)[c] == getattr(alone, name)[0], (c, name)
 
 
 @pytest.mark.parametrize("k", [2, 3, 4, 5])
