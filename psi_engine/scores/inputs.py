@@ -119,6 +119,11 @@ def check_inputs(
     if config.d_null == "unrelated-text" and bank is not None:
         _check_alike(concept_ids is not None, unrelated_concept_ids is not None)
         _check_bank(texts, bank, notes)
+    elif bank is not None:
+        notes.append(
+            f"unrelated_text_embeddings are not used: d_null is {config.d_null!r}, "
+            "and only 'unrelated-text' draws from them"
+        )
     reference = _pool(pool, x, valid, where, notes)
     return Inputs(x, valid, known, ids, texts, bank, reference, where, tuple(notes))
 
@@ -244,6 +249,11 @@ def _pool(pool: object, x: Tensor, valid: Tensor, device: torch.device, notes: l
     if pool is None:
         notes.append("no pool given: the pool is every embedding of this call")
         source, allowed = x, valid
+        if 3 * int(valid.sum(1).max()) > int(valid.sum()):
+            notes.append(
+                "a channel's own patches are more than a third of the pool: pool nulls compare it "
+                "with itself and hide its clusters; give pool= (patches of many images)"
+            )
     else:
         flat = floats("pool", pool)
         if flat.ndim != 2 or flat.shape[1] != dim:

@@ -177,7 +177,8 @@ def _note_settings(inputs: Inputs, available: tuple[str, ...], call: Call) -> No
         call.note("no text embeddings: D is unavailable and left out of PSI")
     if config.replicates < _FEW_REPLICATES:
         call.note(
-            f"with {config.replicates} replicates no p is below 1/{config.replicates + 1}: "
+            f"with {config.replicates} replicates no p is below 1/{config.replicates + 1} "
+            f"(1/{4 * config.replicates + 1} against 'neighborhood'): "
             "adjusted p-values and verdicts are coarse"
         )
     if config.k_max > patches - 1:
