@@ -32,9 +32,18 @@ def partition(batch: Batch, call: Call) -> NullSummary:
     many = max(1, min(call.config.replicates, call.near_chunk(each)))
     step = call.near_chunk(many * each + 20 * n * (len(texts) + texts.shape[1]))
     wide = texts.to(torch.float64)  # once, not for every few channels
+    observed = torch.empty_like(batch.d)  # rounded as the draws are, so that equal ones tie
     for start in range(0, len(batch.ids), step):
         rows = slice(start, start + step)
         found = cosines(batch.units[rows], wide)
+        observed[rows] = partition_distinctness(
+            found,
+            batch.grams[rows],
+            batch.assignments[rows, None],
+            k,
+            call.config.d_measure,
+            call.centre_similarities,
+        )[:, 0]
         for part in call.replicates().split(many):
             keys = call.keys("null.d.partition", batch.ids[rows, None], part)
             own = batch.assignments[rows, None].expand(-1, len(part), -1)
@@ -47,4 +56,4 @@ def partition(batch: Batch, call: Call) -> NullSummary:
                 call.config.d_measure,
                 call.centre_similarities,
             )
-    return summarise(batch.d, draws)
+    return summarise(observed, draws)
