@@ -1,5 +1,7 @@
 """The D-nulls that change the texts or the partition instead of the patches."""
 
+from itertools import permutations as permutations_of
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from psi_engine.nulls.unrelated_text import restricted_measure, unrelated_text
 from psi_engine.ops.exact import cosines, quantise, unit_rows
 from psi_engine.ops.naming import measure
 from psi_engine.ops.random import permutations
-from psi_engine.scores.distinctness import texts_at_level
+from psi_engine.scores.distinctness import partition_distinctness, texts_at_level
 from tests.nulls.call import make_batch, make_call, normal
 from tests.reference import distinctness as reference
 
@@ -97,6 +99,27 @@ def test_partition_equals_a_loop_and_warns():
             values.append(reference.contrast(Z[c].numpy(), shuffled, TEXTS.numpy()))
         assert float(got.mean[c]) == pytest.approx(np.mean(values), abs=1e-6)
     assert "without looking at the embeddings" in call.notes[0]
+
+
+@pytest.mark.parametrize("kind", ["gap", "contrast", "margin"])
+def test_partition_counts_the_observed_partition_among_its_draws(kind):
+    """Four patches in two clusters have few partitions: p is one of few exact shares."""
+    z = normal(3, 60, 4, 9)
+    call = make_call(normal(4, 30, 9), TEXTS, replicates=1999, d_measure=kind, k_max=2)
+    batch = make_batch(z, call)
+    got = partition(batch, call)
+    for c in range(60):
+        a, units = batch.assignments[c], batch.units[c : c + 1]
+        every = torch.tensor(list({tuple(a[list(o)].tolist()) for o in permutations_of(range(4))}))
+        named = cosines(units, call.texts.rows)
+        values = partition_distinctness(
+            named, batch.grams[c : c + 1], every[None], 2, kind, call.centre_similarities
+        )[0]
+        own = values[(every == a).all(1)]
+        share = float((values >= own - 1e-9).double().mean())
+        assert float(got.p[c]) == pytest.approx(
+            share, abs=4 * (share * (1 - share) / 2000) ** 0.5 + 1e-3
+        )
 
 
 @pytest.mark.parametrize("null", [text_rotation, unrelated_text, text_shuffle, partition])

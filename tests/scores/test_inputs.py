@@ -188,3 +188,10 @@ def test_a_bank_that_is_not_used_is_not_judged():
         )
         assert not any("bank" in note for note in got.notes)
     assert score(Z, unrelated_text_embeddings=BANK, config=config).d is None
+
+
+def test_a_pool_that_is_the_channel_itself_is_told():
+    alone = score(Z[:1], config=ScoreConfig(replicates=4))
+    assert any("more than a third of the pool" in note for note in alone.notes)
+    many = score(Z.repeat(4, 1, 1), config=ScoreConfig(replicates=4))
+    assert not any("more than a third of the pool" in note for note in many.notes)
