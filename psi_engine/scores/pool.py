@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-from psi_engine.ops.exact import quantise, unit_rows
+from psi_engine.ops.exact import near, quantise, unit_rows
 
 _KEPT = 1 << 28
 # Bytes of normalised rows worth keeping: a usual pool of a few thousand rows is read many times.
-_READ = 512
 
 
 class Pool:
@@ -48,9 +49,8 @@ class Pool:
     def take(self, index: Tensor) -> Tensor:
         """Grid unit rows, float32 (..., dim) on the scoring device, for positions (...)."""
         if self._units is None and len(self) * self.dim * 4 <= self._kept:
-            everything = torch.arange(len(self), device=self._source.device)
             self._units = torch.empty(len(self), self.dim, device=self.device)
-            for part in everything.split(_READ):
+            for part in self._parts():
                 self._units[part.to(self.device)] = self._read(part)
         if self._units is not None:
             return self._units[index.to(self.device)]
@@ -59,9 +59,16 @@ class Pool:
     def mean(self) -> Tensor:
         """Mean of all usable unit rows: float32 (dim,), on the grid."""
         total = torch.zeros(self.dim, dtype=torch.float64, device=self.device)
-        for part in torch.arange(len(self), device=self.device).split(_READ):
+        for part in self._parts():
             total += self.take(part).to(torch.float64).sum(0)  # exact on the grid, in any order
         return quantise(total / len(self))
+
+    def _parts(self) -> Iterator[Tensor]:
+        """All positions in turn, int64, as many at once as are quickly normalised."""
+        step = near(self._gaps, self.dim)
+        for start in range(0, len(self), step):
+            stop = min(start + step, len(self))
+            yield torch.arange(start, stop, device=self._source.device)
 
     def _read(self, usable: Tensor) -> Tensor:
         place = usable + torch.searchsorted(self._gaps, usable, right=True)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from psi_engine.nulls.neighborhood import compare_at, neighbour_sets
+from psi_engine.nulls.neighborhood import _subsets, compare_at, neighbour_sets
 from psi_engine.ops.exact import unit_rows
 from tests.nulls.call import make_call, normal
 from tests.reference import nulls as reference
@@ -43,6 +43,47 @@ def test_the_mean_is_a_local_line():
         want = reference.local_line(x, where.tolist(), table.tolist(), 40)
         assert float(got.mean[i]) == pytest.approx(want, abs=1e-9)
     assert ((got.std > 0.06) & (got.std < 0.16)).all()
+
+
+def test_tied_sets_all_count():
+    """Half of the sets share three mean cosines, more at one than a window holds."""
+    where = torch.rand(120, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    where[:48], where[48:55], where[55:60] = 0.5, 0.1, 0.95
+    table = torch.sin(4 * where) + 0.1 * normal(10, 120)
+    at = torch.tensor([0.1, 0.3, 0.47, 0.5, 0.8, 0.95], dtype=torch.float64).clamp(
+        where.min(), where.max()
+    )
+    got = compare_at(at, at, where, table, make_call(replicates=120))
+    for i, x in enumerate(at.tolist()):
+        want = reference.local_line(x, where.tolist(), table.tolist(), 40)
+        assert float(got.mean[i]) == pytest.approx(want, abs=1e-9)
+
+
+def test_memory_and_company_change_no_bit():
+    where = torch.rand(300, generator=torch.Generator().manual_seed(11), dtype=torch.float64)
+    table = torch.sin(4 * where) + 0.1 * normal(12, 300)
+    at = where[:50]
+    want = compare_at(at, table[:50], where, table, make_call())
+    for part in torch.arange(50).split(7):
+        tight = make_call(memory=1 << 12)
+        got = compare_at(at[part], table[part], where, table, tight)
+        for mine, all_of_them in zip(got, want, strict=True):
+            assert torch.equal(mine, all_of_them[part])
+    pool = normal(13, 90, 6)
+    sets = neighbour_sets(8, make_call(pool))
+    assert torch.equal(neighbour_sets(8, make_call(pool, memory=1 << 14)), sets)
+
+
+def test_every_subset_is_as_likely():
+    draws = 30_000
+    sizes = torch.tensor([3, 5]).repeat_interleave(draws)
+    got = _subsets(torch.arange(2 * draws) * 7919, sizes, 3, 6).sort(1).values
+    assert (got[:draws] == torch.arange(3)).all()
+    kinds, counts = torch.unique(got[draws:], dim=0, return_counts=True)
+    assert len(kinds) == 10
+    expected = draws / 10
+    chi_square = float(((counts - expected) ** 2 / expected).sum())
+    assert chi_square < 27.9  # the 0.999 quantile at 9 degrees of freedom
 
 
 def test_off_the_range_the_end_counts_and_it_is_said():

@@ -196,6 +196,38 @@ def test_a_thousand_patches_fit_the_budget(tmp_path, s_null):
 
 @linux
 @pytest.mark.slow
+def test_a_thousand_replicates_of_neighbourhoods_fit_the_budget(tmp_path):
+    nulls = {"s_null": "neighborhood", "d_null": "neighborhood"}
+    held = measure(tmp_path, (400, 40, 128), 16 << 20, replicates=1000, **nulls)
+    assert held <= (16 << 20) + CONSTANT
+
+
+def test_the_mean_of_a_large_pool_holds_no_index_of_it(monkeypatch):
+    """Also: it is the exact mean, whatever is read together."""
+    rows = torch.randn(2000, 50, 4, generator=torch.Generator().manual_seed(0))
+    pool = Pool(rows, torch.tensor([3, 70_001]), CPU)
+    pool.keep_within(0)
+    most, arange = [0], torch.arange
+
+    def watched(*args, **options):
+        got = arange(*args, **options)
+        most[0] = max(most[0], len(got))
+        return got
+
+    monkeypatch.setattr(torch, "arange", watched)
+    got = pool.mean()
+    assert most[0] <= 1 << 16
+    monkeypatch.undo()
+    keep = torch.ones(100_000, dtype=torch.bool)
+    keep[[3, 70_001]] = False
+    units = torch.nn.functional.normalize(rows.flatten(0, 1)[keep].double(), dim=1)
+    assert torch.allclose(got.double(), units.mean(0), atol=1e-7)
+    monkeypatch.setattr("psi_engine.scores.pool.near", lambda _rows, _numbers: 777)
+    assert torch.equal(pool.mean(), got)
+
+
+@linux
+@pytest.mark.slow
 def test_many_channels_take_no_more_memory_than_few(tmp_path):
     held = measure(tmp_path, (200_000, 4, 8), 64 << 20, replicates=4)
     assert held <= (64 << 20) + CONSTANT
