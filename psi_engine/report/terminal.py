@@ -133,7 +133,11 @@ def show_ground_truth(console: Console, summary: Mapping[str, Any]) -> None:
             others = (_share(row.get(name)) for name in ("related", "projection"))
             table.add_row(row["measure"], _share(row.get("unrelated")), "–".join(ends), *others)
         console.print(table)
-        console.print("AUROC of the worst contrast on the held-out classes\n")
+        console.print(
+            "AUROC of the worst contrast on the held-out classes; of a control, of the one "
+            "furthest from 0.5.\nWith labels Q is circular, since planted kinds are made of "
+            "classes: the rows without count.\n"
+        )
         for note in summary["notes"][suite]:
             console.print(f"note: {note}", style="yellow", highlight=False)
     spent = "  ".join(f"{name} {value:.1f} s" for name, value in summary["seconds"].items())

@@ -2,8 +2,8 @@
 
 No network is studied: the sets are what a unit's top patches would be, so only the encoder and
 the measures are judged. Each class's images are split by keyed hash into a part for the pool
-(:data:`POOL_SHARE`) and a part for the sets. Noise sets are drawn from the sets' part too:
-drawn from the pool's images they would be the pool null itself.
+(:data:`POOL_SHARE`) and a part for the sets. Noise sets are drawn from the sets' part of all
+classes of their half: drawn from the pool's images they would be the pool null itself.
 """
 
 from __future__ import annotations
@@ -76,11 +76,11 @@ def concept_mix(
         notes.append(f"{len(small)} classes have fewer than {top_k} images for sets: left out")
     kept = {half: [c for c in classes if c in usable] for half, classes in halves.items()}
     plans, short = plan_units(kept, parents, sets, (NOISE,), seed, repeat=True)
-    everything = torch.cat([usable[label] for label in sorted(usable)])
+    everything = {half: torch.cat([usable[c] for c in own]) for half, own in kept.items() if own}
     found: dict[tuple[int, ...], Plan] = {}
     for place, plan in enumerate(plans):
         key = hash_keys(seed, string_key("validation/mix/draw"), place)
-        found.setdefault(_draw(plan, usable, everything, top_k, key), plan)
+        found.setdefault(_draw(plan, usable, everything[plan.half], top_k, key), plan)
     if len(found) < len(plans):
         notes.append(f"{len(plans) - len(found)} sets came up twice and were left out")
     image_ids = torch.tensor(list(found))

@@ -105,7 +105,8 @@ def judge(
         each headline of :data:`WORST`: AUROC and average precision with bootstrap
         percentile intervals (:data:`psi_engine.detection.LEVEL`), units of both kinds, and
         how many of them have no score. The interval of a worst row is of the lowest area over
-        the contrasts in each resample, so it knows that the worst was picked.
+        the contrasts in each resample. A minimum of noisy areas lies below the lowest true one,
+        so point and interval are pessimistic, the more the fewer units there are.
 
     Raises
     ------

@@ -49,7 +49,13 @@ def draw(table: pa.Table, stem: Path) -> list[Path]:
             _panel(panel, suite, rows)
         handles, labels = panels[-1].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper right", ncols=3, frameon=False)
-        figure.suptitle("held-out classes, 95 % bootstrap intervals", x=0.01, ha="left", color=_INK)
+        figure.suptitle(
+            "held-out classes, 95 % bootstrap intervals of the worst contrast (pessimistic); "
+            "with labels Q is circular: planted kinds are made of classes",
+            x=0.01,
+            ha="left",
+            color=_INK,
+        )
         figure.draw_without_rendering()  # lays out, which is most of the work, once for both
         figure.set_layout_engine("none")
         files = []

@@ -35,7 +35,7 @@ from psi_engine.validation.contrasts import RESAMPLES, judge
 from psi_engine.validation.evidence import Columns, EvidenceConfig, gather
 from psi_engine.validation.figure import draw
 from psi_engine.validation.headline import TABLE
-from psi_engine.validation.images import Images, see_images
+from psi_engine.validation.images import Images, labels_of, see_images
 from psi_engine.validation.measures import measures
 from psi_engine.validation.plan import split_classes
 from psi_engine.validation.planted import planted_units
@@ -157,6 +157,8 @@ def run_ground_truth(
             "data": f"{len(inputs.source)} images {inputs.source.fingerprint[:16]}",
         },
     )
+    for name in (UNITS, TABLE, TABLE_CSV):  # what other settings left here
+        (folder.path / name).unlink(missing_ok=True)
     folder.describe(config=asdict(config), versions=artifacts.versions())
     images = see_images(
         folder.path, inputs.source, inputs.model, inputs.encoder, inputs.device, progress
@@ -279,6 +281,9 @@ def _check(config: GroundTruthConfig, progress: Progress | None) -> _Inputs:
     check_encoder(config.encoder, config.encoder_weights)
     if downloads:
         model = load_model(config.model, "default", config.image_size)
+    labels = labels_of(source)
+    if mapping:
+        parents_of(mapping, source.class_names, torch.unique(labels[labels >= 0]).tolist())
     encoder = load_encoder(config.encoder, config.encoder_weights, device)
     return _Inputs(source, model, encoder, mapping, device)
 

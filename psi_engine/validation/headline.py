@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from psi_engine.artifacts import MANIFEST
 from psi_engine.config import ScoreConfig
-from psi_engine.validation.contrasts import WORST
+from psi_engine.validation.contrasts import WORST, contrasts
 from psi_engine.validation.measures import CANDIDATES, LABELS, combined_name
 
 BEST_OF_EACH = 1
@@ -49,7 +49,8 @@ def headline(table: pa.Table, suite: str) -> list[dict[str, Any]]:
     Peers are listed whole; components and controls raw and under the nulls a preset could take,
     D at the preset's level. Of the many combinations PSI under the calibrated preset is listed,
     and the best per name and labels, chosen on the tuning half, so that no held-out figure was
-    picked by its own value.
+    picked by its own value. A control has the contrast of unrelated classes that is furthest from
+    0.5, where it should be.
 
     Returns
     -------
@@ -70,11 +71,15 @@ def headline(table: pa.Table, suite: str) -> list[dict[str, Any]]:
         if row["half"] != "held-out":
             continue
         for name, title in WORST.items():
-            if row["contrast"] == title:
+            if row["contrast"] == title and row["family"] != "control":
                 about = {key: row[key] for key in ("measure", "family", "labels")}
                 entry = found.setdefault(row["measure"], about)
                 for end in ("", "_low", "_high"):
                     entry[name + end] = row["auroc" + end]
+    for row in _furthest_controls(rows):
+        about = {key: row[key] for key in ("measure", "family", "labels")}
+        ends = {f"unrelated{end}": row["auroc" + end] for end in ("", "_low", "_high")}
+        found[row["measure"]] = about | ends
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for entry in found.values():
         key = (entry["family"], "" if entry["family"] in FAMILIES else entry["labels"])
@@ -91,6 +96,22 @@ def headline(table: pa.Table, suite: str) -> list[dict[str, Any]]:
             members = best + [m for m in members[BEST_OF_EACH:] if m["measure"] in preset]
         chosen += sorted(members, key=lambda entry: -entry.get("unrelated", 0.0))
     return chosen
+
+
+def _furthest_controls(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each control the contrast furthest from 0.5: a control fails on either side of it."""
+    own: dict[str, dict[str, Any]] = {}
+    counted = {c.name for c in contrasts({row["contrast"].split(" / ")[0] for row in rows
+               if row["contrast"].startswith("poly")} | {"mono", "noise", "noise-value"})
+               if c.headline == "unrelated"}  # fmt: skip
+    for row in rows:
+        if row["family"] != "control" or row["half"] != "held-out":
+            continue
+        if row["contrast"] in counted:
+            known = own.setdefault(row["measure"], row)
+            if abs(row["auroc"] - 0.5) > abs(known["auroc"] - 0.5):
+                own[row["measure"]] = row
+    return list(own.values())
 
 
 def _shown(row: dict[str, Any]) -> bool:

@@ -66,13 +66,7 @@ def see_images(
     CorruptDataError
         Too many unreadable images; a few are left out.
     """
-    labels = source.labels
-    if labels is None:
-        raise DataError(
-            f"the images of {source.name} have no labels",
-            expected="a class for each image: ground truth is made of classes",
-            fix="give a folder per class, or Parquet with a `label` column",
-        )
+    labels = labels_of(source)
     logits = _logits(folder, source, model, device, progress)
     ids = torch.nonzero(torch.isfinite(logits).all(1))[:, 0]
     side = model.preprocess.image_size
@@ -90,6 +84,17 @@ def see_images(
         progress=progress,
     )
     return Images(ids, logits[ids], torch.from_numpy(np.load(path)), labels[ids])
+
+
+def labels_of(source: ImageSource) -> Tensor:
+    """Labels of the images: int64 (images,), −1 = unknown; refused where there are none."""
+    if source.labels is None:
+        raise DataError(
+            f"the images of {source.name} have no labels",
+            expected="a class for each image: ground truth is made of classes",
+            fix="give a folder per class, or Parquet with a `label` column",
+        )
+    return source.labels
 
 
 def _logits(

@@ -7,8 +7,8 @@
 noise kinds            no class at all; their names come from who makes them
 =====================  =============================================================
 
-The classes are split into two halves by keyed hash: whatever is chosen on ``tuning`` is judged
-on ``held-out``, whose classes nobody has looked at.
+The classes are split into two halves by keyed hash: what is chosen on ``tuning`` is judged on
+``held-out``. The pool, and the images of planted noise, are of both.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ def test_components_scored_apart_make_the_psi_of_one_call(mix, evidence) -> None
         config=ScoreConfig(replicates=60, seed=3, q_null="exact"),
         device="cpu",
     )
-    z = {"s": "s|neighborhood.z", "q": "q|exact.z", "d": "d:margin:concept|text-rotation.z"}
+    z = {"s": "s|pool.z", "q": "q|exact.z", "d": "d:margin:concept|text-rotation.z"}
     found = {component: columns[name] for component, name in z.items()}
     for component, values in found.items():
         np.testing.assert_array_equal(values, getattr(whole, f"{component}_z").numpy())
@@ -176,7 +176,7 @@ def test_the_headline_picks_combinations_on_the_tuning_half(table) -> None:
     assert families == sorted(families, key=order.index)
     combined = [row for row in rows if row["family"] == "PSI"]
     assert 3 * BEST_OF_EACH <= len(combined) <= 3 * (BEST_OF_EACH + 1)
-    default = "PSI: S neighborhood, D margin concept text-rotation, labels "
+    default = "PSI: S pool, D margin concept text-rotation, labels "
     shown = {row["measure"] for row in combined}
     assert {default + labels for labels in ("none", "full", "coarse")} <= shown
     for labels in ("none", "full", "coarse"):
