@@ -157,9 +157,9 @@ def run_ground_truth(
             "data": f"{len(inputs.source)} images {inputs.source.fingerprint[:16]}",
         },
     )
-    for name in (UNITS, TABLE, TABLE_CSV):  # what other settings left here
+    # what other settings left here; the manifest tells of these once their tables are written
+    for name in (UNITS, TABLE, TABLE_CSV, f"{FIGURE}.png", f"{FIGURE}.svg"):
         (folder.path / name).unlink(missing_ok=True)
-    folder.describe(config=asdict(config), versions=artifacts.versions())
     images = see_images(
         folder.path, inputs.source, inputs.model, inputs.encoder, inputs.device, progress
     )
@@ -184,6 +184,8 @@ def run_ground_truth(
         pyarrow.csv.write_csv(table, temporary)
     draw(table, folder.path / FIGURE)
     folder.describe(
+        config=asdict(config),
+        versions=artifacts.versions(),
         counts={
             "images": len(images.ids),
             "unreadable": len(inputs.source) - len(images.ids),

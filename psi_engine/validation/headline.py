@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from psi_engine.artifacts import MANIFEST
 from psi_engine.config import ScoreConfig
+from psi_engine.errors import InputError
 from psi_engine.validation.contrasts import WORST, contrasts
 from psi_engine.validation.measures import CANDIDATES, LABELS, combined_name
 
@@ -35,7 +36,16 @@ def summarise(folder: Path) -> dict[str, Any]:
     dict
         ``ground_truth`` (the folder), ``suites`` (name → :func:`headline`), ``counts``,
         ``notes`` (suite → texts) and ``seconds`` of the manifest.
+
+    Raises
+    ------
+    InputError
+        The folder is not finished.
     """
+    if not (folder / TABLE).is_file():
+        raise InputError(
+            "the folder holds no finished ground truth", got=str(folder), expected=TABLE
+        )
     table = pq.read_table(folder / TABLE)
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     suites = {name: headline(table, name) for name in table["suite"].unique().to_pylist()}
