@@ -32,6 +32,10 @@ _Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an 
 _Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 _Seed = Annotated[int | None, typer.Option(help="Seed of every random draw.")]
 _Replicates = Annotated[int | None, typer.Option(help="Draws per null, M.")]
+_Weights = Annotated[str | None, typer.Option(help="default, none or a file.")]
+_MaxImages = Annotated[int | None, typer.Option(help="Use so many, evenly spread.")]
+_ImageSize = Annotated[int | None, typer.Option(help="Side of the model's input.")]
+_EncoderWeights = Annotated[str | None, typer.Option(help="Pretrained tag or file.")]
 _Preset = Annotated[str | None, typer.Option(help="calibrated (default) or paper.")]
 
 
@@ -61,7 +65,7 @@ def run(
     model: Annotated[
         str | None, typer.Option(help="torchvision name, timm:NAME or package.module:factory.")
     ] = None,
-    weights: Annotated[str | None, typer.Option(help="default, none or a file.")] = None,
+    weights: _Weights = None,
     layers: Annotated[
         str | None, typer.Option(help="Module names or globs, separated by commas.")
     ] = None,
@@ -71,8 +75,8 @@ def run(
     data: Annotated[
         str | None, typer.Option(help="Image folder, Parquet file or folder, or tiny-imagenet.")
     ] = None,
-    max_images: Annotated[int | None, typer.Option(help="Use so many, evenly spread.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Side of the model's input.")] = None,
+    max_images: _MaxImages = None,
+    image_size: _ImageSize = None,
     encoder: Annotated[
         str | None,
         typer.Option(
@@ -80,7 +84,7 @@ def run(
             "package.module:factory."
         ),
     ] = None,
-    encoder_weights: Annotated[str | None, typer.Option(help="Pretrained tag or file.")] = None,
+    encoder_weights: _EncoderWeights = None,
     concepts: Annotated[str | None, typer.Option(help="File of concepts, one a line.")] = None,
     preset: _Preset = None,
     top_k: Annotated[int | None, typer.Option(help="Patches per channel, K.")] = None,
@@ -171,16 +175,16 @@ def validate(
     model: Annotated[
         str | None, typer.Option(help="Classifier on whose logits units are planted.")
     ] = None,
-    weights: Annotated[str | None, typer.Option(help="default, none or a file.")] = None,
+    weights: _Weights = None,
     encoder: Annotated[
         str | None, typer.Option(help="As for run (default open_clip:ViT-B-32).")
     ] = None,
-    encoder_weights: Annotated[str | None, typer.Option(help="Pretrained tag or file.")] = None,
+    encoder_weights: _EncoderWeights = None,
     coarse: Annotated[
         str | None, typer.Option(help="JSON or CSV: class name or label to its parent.")
     ] = None,
-    max_images: Annotated[int | None, typer.Option(help="Use so many, evenly spread.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Side of the model's input.")] = None,
+    max_images: _MaxImages = None,
+    image_size: _ImageSize = None,
     sets: Annotated[int | None, typer.Option(help="Image sets per kind (default 100).")] = None,
     units: Annotated[int | None, typer.Option(help="Planted units per kind (100).")] = None,
     top_k: Annotated[

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from psi_engine.config import Backend, ScoreConfig
 from psi_engine.nulls.base import Batch, Call
+from psi_engine.nulls.neighborhood import SETS_PER_REPLICATE
 from psi_engine.nulls.pool import clarity_p
 from psi_engine.nulls.registry import NULLS
 from psi_engine.ops.backend import memory_budget, resolve_backend
@@ -178,7 +179,7 @@ def _note_settings(inputs: Inputs, available: tuple[str, ...], call: Call) -> No
     if config.replicates < _FEW_REPLICATES:
         call.note(
             f"with {config.replicates} replicates no p is below 1/{config.replicates + 1} "
-            f"(1/{4 * config.replicates + 1} against 'neighborhood'): "
+            f"(1/{SETS_PER_REPLICATE * config.replicates + 1} against 'neighborhood'): "
             "adjusted p-values and verdicts are coarse"
         )
     if config.k_max > patches - 1:

@@ -96,6 +96,9 @@ COMBINATIONS: Mapping[str, Combination] = {
 }
 """Combinations by name; a new one is a function and a name."""
 
+FITTED = frozenset({"logistic"})
+"""Those that are fitted on the tuning half."""
+
 
 def _stacked(components: Mapping[str, Floats]) -> Floats:
     return np.stack(list(components.values()))

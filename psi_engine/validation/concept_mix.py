@@ -61,15 +61,8 @@ def concept_mix(
     InputError
         K is larger than nearly every class's part for the sets.
     """
-    usable, pool = split_images(labels, top_k, seed)
     every = sorted(label for half in halves.values() for label in half)
-    check_classes(
-        sorted(usable.keys() & set(every)),
-        f"sets of {top_k} images",
-        len(every),
-        f"a smaller --top-k (a set's images come from {1 - POOL_SHARE:.0%} of a class's), or "
-        "more images per class",
-    )
+    usable, pool = split_images(labels, top_k, seed)
     notes = []
     small = [label for label in every if label not in usable]
     if small:
@@ -106,17 +99,30 @@ def split_images(labels: Tensor, top_k: int, seed: int) -> tuple[dict[int, Tenso
         By label: int64 ids of the images for sets, of classes with at least ``top_k`` of them.
     Tensor
         int64 (n,), ids of the pool's images, ascending; unlabelled images are among them.
+
+    Raises
+    ------
+    InputError
+        K is larger than nearly every class's part for the sets.
     """
     keys = hash_keys(seed, string_key("validation/mix/split"), torch.arange(len(labels)))
     usable: dict[int, Tensor] = {}
     pool = [torch.nonzero(labels < 0)[:, 0]]
-    for label in torch.unique(labels[labels >= 0]).tolist():
+    present = torch.unique(labels[labels >= 0]).tolist()
+    for label in present:
         own = torch.nonzero(labels == label)[:, 0]
         own = own[torch.argsort(keys[own], stable=True)]
         middle = int(POOL_SHARE * len(own))
         pool.append(own[:middle])
         if len(own) - middle >= top_k:
             usable[label] = own[middle:]
+    check_classes(
+        sorted(usable),
+        f"sets of {top_k} images",
+        len(present),
+        f"a smaller --top-k (a set's images come from {1 - POOL_SHARE:.0%} of a class's), or "
+        "more images per class",
+    )
     return usable, torch.cat(pool).sort().values
 
 

@@ -12,11 +12,15 @@ from numpy.typing import NDArray
 from psi_engine.detection import Areas, Floats, interval, resample, weighted_areas
 from psi_engine.errors import InputError
 from psi_engine.ops.random import hash_keys, string_key
+from psi_engine.validation.combinations import FITTED
 from psi_engine.validation.measures import Measure
 from psi_engine.validation.plan import HALVES, RELATIONS, SIZES
 
 RESAMPLES = 400
 """Bootstrap resamples of the units, the same ones for every measure."""
+
+MOST_RESAMPLES = 10_000
+"""More would decide no third digit and need memory for every unit of each."""
 
 PROJECTION = "noise-projection"
 
@@ -115,7 +119,7 @@ def judge(
     """
     listed = [measure for measure in listed if not np.isnan(measure.values).all()]
     values = np.array([measure.values for measure in listed])
-    rows: list[dict[str, Any]] = []
+    columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA.names}
     for name in (*HALVES, BOTH):
         inside = np.ones(len(kinds), bool) if name == BOTH else half == name
         if not inside.any() or not listed:
@@ -125,12 +129,18 @@ def judge(
             kind: resample(_key(seed, suite, name, kind), len(units), resamples)
             for kind, units in where.items()
         }
-        found = _judge_half(values, contrasts(where), where, counts)
-        for number, measure in enumerate(listed):
-            about = {"suite": suite, "half": name, "measure": measure.name, **measure._asdict()}
-            del about["name"], about["values"]
-            rows += [{**about, **{key: of[key][number] for key in of}} for of in found]
-    return pa.Table.from_pylist(rows, schema=_SCHEMA)
+        # what was fitted on the tuning half has no business in an area over both
+        kept = [n for n, m in enumerate(listed) if name != BOTH or m.family not in FITTED]
+        for of in _judge_half(values, contrasts(where), where, counts):
+            for key, cells in of.items():
+                columns[key] += [cells[number] for number in kept]
+            columns["suite"] += [suite] * len(kept)
+            columns["half"] += [name] * len(kept)
+            for number in kept:
+                columns["measure"].append(listed[number].name)
+                for key in Measure._fields[1:-1]:
+                    columns[key].append(getattr(listed[number], key))
+    return pa.table(columns, schema=_SCHEMA)
 
 
 def _judge_half(

@@ -26,7 +26,7 @@ from torch import Tensor
 from psi_engine import baselines
 from psi_engine.config import DLevel, DMeasure, ScoreConfig
 from psi_engine.inputs import Texts
-from psi_engine.nulls.draws import normals
+from psi_engine.nulls.draws import frames
 from psi_engine.nulls.registry import NULLS
 from psi_engine.ops.random import hash_keys, string_key
 from psi_engine.scores.score import score
@@ -130,15 +130,11 @@ def d_nulls(texts: Texts) -> list[str]:
 def rotate(embeddings: Tensor, seed: int) -> Tensor:
     """Turn the rows of (n, dim) by one Haar-random rotation of the space: float64 (n, dim).
 
-    Notes
-    -----
-    The Q factor of a Gaussian matrix with the signs of R's diagonal moved over (Mezzadri 2007).
     All cosines between texts stay; those to images lose their meaning.
     """
     dim = embeddings.shape[1]
     key = hash_keys(seed, string_key("validation/rotation"))
-    q, r = torch.linalg.qr(normals(key, torch.arange(dim * dim)).reshape(dim, dim))
-    return embeddings.cpu().double() @ (q * torch.where(r.diagonal() < 0, -1.0, 1.0))
+    return embeddings.cpu().double() @ frames(key[None], dim, dim)[0].mT
 
 
 def _tasks(texts: Texts, coarse: bool) -> Iterator[_Task]:

@@ -30,8 +30,8 @@ from psi_engine.models import LoadedModel, load_model
 from psi_engine.ops.backend import resolve_device
 from psi_engine.types import Progress
 from psi_engine.validation.combinations import COMBINATIONS, Combination
-from psi_engine.validation.concept_mix import concept_mix
-from psi_engine.validation.contrasts import RESAMPLES, judge
+from psi_engine.validation.concept_mix import concept_mix, split_images
+from psi_engine.validation.contrasts import MOST_RESAMPLES, RESAMPLES, judge
 from psi_engine.validation.evidence import Columns, EvidenceConfig, gather
 from psi_engine.validation.figure import draw
 from psi_engine.validation.headline import TABLE
@@ -92,6 +92,10 @@ class GroundTruthConfig:
                 raise InputError(
                     f"{name} is too small", got=getattr(self, name), expected=f"at least {least}"
                 )
+        if self.bootstrap > MOST_RESAMPLES:
+            raise InputError(
+                "bootstrap is too large", got=self.bootstrap, expected=f"at most {MOST_RESAMPLES}"
+            )
         if self.pool < self.top_k:
             raise InputError(
                 "the pool is smaller than a unit's patches",
@@ -280,12 +284,13 @@ def _check(config: GroundTruthConfig, progress: Progress | None) -> _Inputs:
     if needs_download(config.data):
         require_network()
     source = open_source(config.data, config.max_images, progress)
-    check_encoder(config.encoder, config.encoder_weights)
-    if downloads:
-        model = load_model(config.model, "default", config.image_size)
     labels = labels_of(source)
     if mapping:
         parents_of(mapping, source.class_names, torch.unique(labels[labels >= 0]).tolist())
+    split_images(labels, config.top_k, config.seed)  # refuses what no sets can be drawn from
+    check_encoder(config.encoder, config.encoder_weights)
+    if downloads:
+        model = load_model(config.model, "default", config.image_size)
     encoder = load_encoder(config.encoder, config.encoder_weights, device)
     return _Inputs(source, model, encoder, mapping, device)
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from psi_engine.artifacts import MANIFEST
 from psi_engine.config import ScoreConfig
 from psi_engine.errors import InputError
-from psi_engine.validation.contrasts import WORST, contrasts
+from psi_engine.validation.contrasts import PROJECTION, WORST
 from psi_engine.validation.measures import CANDIDATES, LABELS, combined_name
 
 BEST_OF_EACH = 1
@@ -111,13 +111,10 @@ def headline(table: pa.Table, suite: str) -> list[dict[str, Any]]:
 def _furthest_controls(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Of each control the contrast furthest from 0.5: a control fails on either side of it."""
     own: dict[str, dict[str, Any]] = {}
-    counted = {c.name for c in contrasts({row["contrast"].split(" / ")[0] for row in rows
-               if row["contrast"].startswith("poly")} | {"mono", "noise", "noise-value"})
-               if c.headline == "unrelated"}  # fmt: skip
     for row in rows:
         if row["family"] != "control" or row["half"] != "held-out":
             continue
-        if row["contrast"] in counted:
+        if "-unrelated / " in row["contrast"] and not row["contrast"].endswith(PROJECTION):
             known = own.setdefault(row["measure"], row)
             if abs(row["auroc"] - 0.5) > abs(known["auroc"] - 0.5):
                 own[row["measure"]] = row

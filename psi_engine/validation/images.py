@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -110,10 +110,12 @@ def _logits(
     key = fingerprint("logits", *facts)
     state = json.loads(position.read_text(encoding="utf-8")) if position.exists() else {}
     done = state["images"] if state.get("key") == key and path.exists() else 0
-    if done == len(source):
-        return torch.from_numpy(np.load(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    array = np.load(path, mmap_mode="r+") if done else None
+    array = _kept(path) if done else None
+    if array is None:
+        done = 0
+    if done == len(source):
+        return torch.from_numpy(np.array(array))
     if not done:
         position.unlink(missing_ok=True)
     for number, (image_ids, rows) in enumerate(_forward(source, model, device, done)):
@@ -133,6 +135,15 @@ def _logits(
     array.flush()
     write_json(position, {"key": key, "images": len(source)})
     return torch.from_numpy(np.load(path))
+
+
+def _kept(path: Path) -> np.memmap[Any, np.dtype[np.float32]] | None:
+    """The array an earlier run left, or None where the file is cut short."""
+    try:
+        np.lib.format.open_memmap(path, "r")  # "r+" would lengthen a short file
+        return np.lib.format.open_memmap(path, "r+")
+    except (OSError, ValueError):
+        return None
 
 
 def _forward(

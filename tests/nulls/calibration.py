@@ -9,6 +9,7 @@ dependence is therefore not guessed but part of the law.
 import importlib
 import math
 
+import pytest
 import torch
 from scipy import stats
 
@@ -18,6 +19,16 @@ ALARM = 1e-3
 """Chance of a false alarm of one test."""
 
 LEVELS = (0.01, 0.05, 0.1)
+
+# channels and replicates, where they share a table and where each has draws of its own
+SHARED = [
+    pytest.param(600, 599, id="quick"),
+    pytest.param(8000, 5999, id="long", marks=pytest.mark.slow),
+]
+OWN = [
+    pytest.param(400, 99, id="quick"),
+    pytest.param(4000, 99, id="long", marks=pytest.mark.slow),
+]
 
 
 def rejection_law(channels, replicates, level, shared):

@@ -23,17 +23,17 @@ from psi_engine.nulls.rotation import rotation
 from psi_engine.nulls.rotation_samples import rotation_samples, rotation_tangent
 from psi_engine.scores.score import score
 from psi_engine.statistics import calibrate
-from tests.nulls.calibration import assert_super_uniform, assert_uniform, power, rate, seen_ties
+from tests.nulls.calibration import (
+    OWN,
+    SHARED,
+    assert_super_uniform,
+    assert_uniform,
+    power,
+    rate,
+    seen_ties,
+)
 from tests.nulls.call import make_batch, make_call, normal
 
-SHARED = [
-    pytest.param(600, 599, id="quick"),
-    pytest.param(8000, 5999, id="long", marks=pytest.mark.slow),
-]
-OWN = [
-    pytest.param(400, 99, id="quick"),
-    pytest.param(4000, 99, id="long", marks=pytest.mark.slow),
-]
 POOL = normal(7, 40, 32).repeat_interleave(30, 0) + normal(8, 1200, 32)
 FAST = {"k_max": 3}
 

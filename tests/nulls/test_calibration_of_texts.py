@@ -12,19 +12,11 @@ from psi_engine.nulls.text_shuffle import text_shuffle
 from psi_engine.nulls.unrelated_text import restricted_measure, unrelated_text
 from psi_engine.ops.exact import cosines
 from psi_engine.scores.distinctness import distinctness, named_rows, texts_at_level
-from tests.nulls.calibration import assert_super_uniform, assert_uniform, rate
+from tests.nulls.calibration import OWN, SHARED, assert_super_uniform, assert_uniform, rate
 from tests.nulls.call import make_batch, make_call, normal
 
 KINDS = ["gap", "contrast", "margin"]
 FAST = {"k_max": 3}
-SHARED = [
-    pytest.param(600, 599, id="quick"),
-    pytest.param(8000, 5999, id="long", marks=pytest.mark.slow),
-]
-OWN = [
-    pytest.param(400, 99, id="quick"),
-    pytest.param(4000, 99, id="long", marks=pytest.mark.slow),
-]
 POOL = normal(7, 40, 32).repeat_interleave(30, 0) + normal(8, 1200, 32)
 TEXTS = normal(9, 60, 32)
 SETS = [(random_sets, pool_d), (neighbour_sets, neighborhood_d)]

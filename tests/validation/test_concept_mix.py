@@ -39,6 +39,12 @@ def test_sets_are_made_of_their_classes_in_equal_parts() -> None:
     assert Counter(plan.kind for plan in suite.plans)["noise"] == 20
 
 
+def test_noise_is_of_its_own_half_of_the_classes() -> None:
+    suite = mix()
+    for plan, labels in zip(suite.plans, suite.labels, strict=True):
+        assert set(labels.tolist()) <= set(HALVES[plan.half])
+
+
 def test_pool_and_sets_share_no_image_and_sets_differ() -> None:
     suite = mix(top_k=15)  # exactly the part of a class that is for sets
     _, pool = split_images(world.labels(), 15, 0)

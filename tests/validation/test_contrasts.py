@@ -54,3 +54,12 @@ def test_the_interval_of_a_headline_is_of_the_lowest_in_each_resample() -> None:
     assert worst["auroc_low"] <= min(row["auroc_low"] for row in plain)
     assert judge("s", kinds, half, [measure(values)], 0, 300).to_pylist() == table
     assert judge("s", kinds, half, [measure(values)], 1, 300).to_pylist() != table
+
+
+def test_what_was_fitted_on_the_tuning_half_has_no_area_over_both() -> None:
+    kinds, half = np.repeat(KINDS, 4), np.tile(["tuning", "held-out"], 10)
+    plain = measure(np.arange(20.0))
+    fitted = plain._replace(name="f", family="logistic")
+    table = judge("s", kinds, half, [plain, fitted], 0, 5).to_pylist()
+    halves = {name: {row["half"] for row in table if row["measure"] == name} for name in "mf"}
+    assert halves == {"m": {"tuning", "held-out", "both"}, "f": {"tuning", "held-out"}}

@@ -79,6 +79,7 @@ def test_a_repeat_is_the_same_and_reads_what_was_kept(done: tuple[Path, Result])
         (("--ground-truth", "--coarse", "no.json"), "coarse mapping is not there"),
         (("--ground-truth", "--top-k", 3), "top_k is too small"),
         (("--ground-truth", "--sets", 1), "sets is too small"),
+        (("--ground-truth", "--bootstrap", 10**9), "bootstrap is too large"),
         (("--ground-truth", "--replicates", 1), "replicates is too small"),
         (("--ground-truth", "--top-k", 31, "--max-images", 640), "too few classes for sets of 31"),
     ],
@@ -90,6 +91,7 @@ def test_bad_input_is_refused_with_exit_code_2(
     assert result.exit_code == 2, result.stderr
     assert message in " ".join(result.stderr.split())
     assert result.stdout == ""
+    assert not (tmp_path / "out").exists()  # before any image was seen
 
 
 def test_a_mapping_of_other_classes_and_images_without_labels_are_refused(tmp_path: Path) -> None:

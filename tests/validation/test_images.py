@@ -12,7 +12,7 @@ from psi_engine.encoders import load_encoder
 from psi_engine.errors import DataError, ModelError
 from psi_engine.models import load_model
 from psi_engine.validation import images as module
-from psi_engine.validation.images import see_images
+from psi_engine.validation.images import LOGITS, see_images
 from tests import toy
 
 CPU = torch.device("cpu")
@@ -68,6 +68,17 @@ def test_an_interrupted_run_continues_with_the_same_bits(
     rest = see(tmp_path / "part", source, model)
     assert sizes == [16] * 3  # 32 of 70 images were saved
     assert all(torch.equal(one, other) for one, other in zip(whole, rest, strict=True))
+
+
+def test_logits_that_were_cut_short_are_made_again(tmp_path: Path, source) -> None:
+    model = load_model("tests.toy:model")
+    whole = see(tmp_path, source, model)
+    path = tmp_path / LOGITS
+    path.write_bytes(path.read_bytes()[:200])
+    sizes = count(model)
+    again = see(tmp_path, source, model)
+    assert sizes == [16] * 5
+    assert torch.equal(whole.logits, again.logits)
 
 
 def test_another_model_starts_afresh(tmp_path: Path, source) -> None:
