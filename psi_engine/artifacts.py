@@ -40,8 +40,8 @@ from psi_engine.types import (
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
-STAGES = ("mine", "patches", "embed", "score")
-"""In the order they run; each needs the ones before it."""
+STAGES = ("mine", "patches", "embed", "score", "swap")
+"""In the order they run; each needs the ones before it. A run ends with ``score``."""
 
 _MINED_PARTS: dict[str, Any] = {
     "top": SiteSet,

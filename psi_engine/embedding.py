@@ -117,7 +117,7 @@ def _blocks(
         indices=indices,
         skipped=skipped,
     ):
-        _refuse_unreadable(source, skipped)
+        refuse_unreadable(source, skipped)
         end = cursor + int(torch.searchsorted(image_ids[cursor:], batch.image_ids[-1], right=True))
         which = torch.searchsorted(batch.image_ids, image_ids[cursor:end])
         pending.append(
@@ -135,12 +135,13 @@ def _blocks(
             whole = held - held % BLOCK
             yield from crops[:whole].split(BLOCK)
             pending, held = [crops[whole:]], held - whole
-    _refuse_unreadable(source, skipped)
+    refuse_unreadable(source, skipped)
     if held:
         yield torch.cat(pending)
 
 
-def _refuse_unreadable(source: ImageSource, skipped: dict[int, str]) -> None:
+def refuse_unreadable(source: ImageSource, skipped: dict[int, str]) -> None:
+    """Raise when a mined image can no longer be read: its sites would be missing."""
     for image, reason in skipped.items():
         raise CorruptDataError(
             "an image that was readable while mining no longer is",

@@ -111,7 +111,7 @@ def mine(
     skipped = {} if skipped is None else skipped
     preprocess = _known_preprocess(source, preprocess)
     micro = MICRO_BATCH[where.type]
-    with evaluating(module.to(where)), _exact_fp32():
+    with evaluating(module.to(where)), exact_fp32():
         shapes = activation_shapes(module, names, _first(source, preprocess, where))
         miners = {
             name: Miner(name, shapes[name], config, subsets.get(name), where) for name in names
@@ -132,7 +132,7 @@ def mine(
         with capture(module, names) as outputs:
             for image_ids, views in stream:
                 with torch.inference_mode():
-                    outputs.run(_prepare(views, preprocess, where, micro))
+                    outputs.run(prepare(views, preprocess, where, micro))
                 for name, miner in miners.items():
                     maps = as_maps(outputs[name], shapes[name])[: len(image_ids)]
                     miner.update(maps, image_ids.to(where, non_blocking=True))
@@ -147,7 +147,7 @@ def mine(
     return Mined({name: miner.result() for name, miner in miners.items()})
 
 
-def _prepare(views: Tensor, preprocess: Preprocess, device: torch.device, size: int) -> Tensor:
+def prepare(views: Tensor, preprocess: Preprocess, device: torch.device, size: int) -> Tensor:
     """Normalised input of exactly ``size`` rows; the last ones repeat row 0 where rows lack."""
     views = views.to(device, non_blocking=True)
     x = views.to(torch.float32) if views.is_floating_point() else preprocess.normalise(views)
@@ -201,7 +201,7 @@ def _first(source: ImageSource, preprocess: Preprocess, device: torch.device) ->
             view = source.view(index, preprocess)
         except CorruptImage:
             continue
-        return _prepare(view[None], preprocess, device, 1)
+        return prepare(view[None], preprocess, device, 1)
     raise DataError(f"none of the {len(source)} images of {source.name} can be read")
 
 
@@ -239,7 +239,7 @@ def _restore(
 
 
 @contextmanager
-def _exact_fp32() -> Iterator[None]:
+def exact_fp32() -> Iterator[None]:
     """IEEE float32 and deterministic convolutions for the duration.
 
     TF32 keeps 48 to 50 of 50 true sites, bfloat16 34 to 47: not exact mining.
