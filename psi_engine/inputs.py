@@ -7,17 +7,17 @@ cost nothing to see come first, whatever needs the network comes last.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from psi_engine.artifacts import refuse_other_run
-from psi_engine.config import RunConfig
+from psi_engine.artifacts import Run, refuse_other_run
+from psi_engine.config import MineConfig, PatchConfig, RunConfig, ScoreConfig
 from psi_engine.data import ImageSource, needs_download, open_source, require_network
 from psi_engine.encoders import Encoder, check_encoder, load_encoder
-from psi_engine.errors import DataError, EncoderError, InputError
+from psi_engine.errors import DataError, EncoderError, InputError, RunFolderError
 from psi_engine.models import (
     LoadedModel,
     activation_shapes,
@@ -54,6 +54,15 @@ class Inputs:
             "model": self.model.name,
             "weights": self.model.fingerprint[:16],
             "data": f"{len(self.source)} images {self.source.fingerprint[:16]}",
+        }
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """What the inputs are, byte for byte."""
+        return {
+            "weights": self.model.fingerprint,
+            "data": self.source.fingerprint,
+            "encoder": self.encoder.fingerprint,
         }
 
     @property
@@ -110,6 +119,36 @@ def check(config: RunConfig, progress: Progress | None = None) -> Inputs:
     return Inputs(
         device, backend, model, layers, shapes, channels, source, encoder, prompts, bank
     )  # fmt: skip
+
+
+def config_of(run: Run) -> RunConfig:
+    """The settings of a run, from its manifest; ``out`` is the folder as it lies now."""
+    settings = dict(run.manifest["config"])
+    stages = {"mine": MineConfig, "patches": PatchConfig, "score": ScoreConfig}
+    parts = {name: kind(**settings.pop(name)) for name, kind in stages.items()}
+    return replace(RunConfig(**settings, **parts), out=str(run.path))
+
+
+def reopen(run: Run, progress: Progress | None = None) -> Inputs:
+    """Find the model, the images and the encoder of a finished run again.
+
+    Raises
+    ------
+    RunFolderError
+        They are not what they were: weights, images or encoder differ from the manifest.
+    InputError
+        As :func:`check`.
+    """
+    inputs = check(config_of(run), progress)
+    held = run.manifest["fingerprints"]
+    if changed := sorted(n for n, found in inputs.fingerprints.items() if held[n] != found):
+        raise RunFolderError(
+            f"{run.path} was made with other {' and '.join(changed)}",
+            got="; ".join(f"{name} {inputs.fingerprints[name][:16]}" for name in changed),
+            expected="; ".join(f"{name} {held[name][:16]}" for name in changed),
+            fix="put them back as they were, or make the run again",
+        )
+    return inputs
 
 
 def run_folder(config: RunConfig) -> Path:

@@ -23,14 +23,18 @@ from psi_engine.data import batches
 from psi_engine.embedding import EMBEDDINGS, POSITION, embed_boxes
 from psi_engine.inputs import Inputs, check, embed_texts, run_folder
 from psi_engine.mining import dead_channels, mine
-from psi_engine.ops.random import hash_keys, string_key
 from psi_engine.patches import collect_patches, receptive_field, site_boxes
 from psi_engine.scores.describe import describe_clusters
-from psi_engine.scores.score import score
+from psi_engine.stored import (
+    MINED,
+    SCORE_INPUTS,
+    field_of,
+    stored_layers,
+    write_score_inputs,
+)
 from psi_engine.tables import KINDS, channel_table, cluster_table, site_table
 from psi_engine.types import LayerSites, Mined, PatchSet, Progress, ReceptiveField, Scores
 
-MINED = "mining.safetensors"
 MINING_STATE = "mining.partial.safetensors"
 BOXES = "embeddings/boxes.parquet"
 CHECKPOINT_IMAGES = 4096
@@ -67,11 +71,8 @@ def run(config: RunConfig, *, progress: Progress | None = None) -> artifacts.Run
         device=_device_name(inputs.device),
         backend=inputs.backend,
         threads=torch.get_num_threads(),
-        fingerprints={
-            "weights": inputs.model.fingerprint,
-            "data": inputs.source.fingerprint,
-            "encoder": inputs.encoder.fingerprint,
-        },
+        fingerprints=inputs.fingerprints,
+        image_size=inputs.model.preprocess.image_size,
         model={"name": inputs.model.name, "weights": inputs.model.weights},
         encoder={"name": inputs.encoder.name, "text": inputs.encoder.text},
         preparation_seconds=round(time.perf_counter() - started, 3),
@@ -141,7 +142,7 @@ def _patches(
     side = inputs.model.preprocess.image_size
     if folder.is_done("patches", key):
         facts = folder.fact("patches", "fields")
-        fields = {name: ReceptiveField(**facts[name]) for name in inputs.layers}
+        fields = {name: field_of(facts[name]) for name in inputs.layers}
     else:
         started = time.perf_counter()
         folder.begin("patches", key)
@@ -228,7 +229,12 @@ def _score(
         inputs.vocabulary, inputs.concepts, None if prompts is None else prompts.texts
     )
     key = artifacts.fingerprint(
-        "score", embedding_key, replace(config.score, memory=None), vocabulary, inputs.backend
+        "score",
+        SCORE_INPUTS,
+        embedding_key,
+        replace(config.score, memory=None),
+        vocabulary,
+        inputs.backend,
     )
     folder.manifest["fingerprints"]["vocabulary"] = vocabulary
     if folder.is_done("score", key):
@@ -237,27 +243,24 @@ def _score(
     started = time.perf_counter()
     folder.begin("score", key)
     texts = embed_texts(inputs)
+    source = inputs.source
+    write_score_inputs(
+        folder.path / SCORE_INPUTS, source.labels, texts, source.class_names, inputs.concepts
+    )
     embeddings = torch.from_numpy(np.load(folder.path / EMBEDDINGS, mmap_mode="c"))
     tables: dict[str, list[pa.Table]] = {"channels": [], "clusters": [], "sites": []}
     notes: dict[str, list[str]] = {}
-    for number, (layer, sites) in enumerate(mined.items()):
-        told = _for_layer(progress, layer, number, len(mined))
-        z, mask = _layer_embeddings(embeddings, patches.rows[layer, "top"])
-        mask &= ~dead_channels(sites.stats)[:, None]
-        scores = score(
-            z,
-            labels=_site_labels(inputs.source.labels, sites.image_ids[:, : z.shape[1]]),
-            text_embeddings=texts.embeddings,
-            concept_ids=texts.concept_ids,
-            pool=embeddings[patches.rows[layer, "pool"]],
-            unrelated_text_embeddings=texts.unrelated,
-            unrelated_concept_ids=texts.unrelated_ids,
-            channel_ids=hash_keys(string_key(layer), sites.channels),
-            mask=mask,
-            config=config.score,
+    layers = stored_layers(mined, fields, patches, embeddings, source.labels)
+    for number, (layer, stored) in enumerate(layers.items()):
+        sites, mask, z = stored.sites, stored.mask, stored.embeddings
+        scores = stored.score(
+            texts,
+            config.score,
             device=inputs.device,
             backend=config.backend,
-            progress=told,
+            progress=_for_layer(progress, layer, number, len(layers)),
+            embeddings=z,
+            mask=mask,
         )
         scores = _explain(scores, sites, config.mine)
         clusters = describe_clusters(z, scores, texts.embeddings, texts.concept_ids)
@@ -273,13 +276,13 @@ def _score(
             cluster_table(layer, sites.channels, clusters, inputs.concepts, sites.top)
         )
         tables["sites"].append(
-            site_table(sites, boxes, scores.assignments, inputs.source.keys, inputs.source.labels)
+            site_table(sites, boxes, scores.assignments, source.keys, source.labels)
         )
     for name, parts in tables.items():
         artifacts.write_table(folder.path / f"{name}.parquet", pa.concat_tables(parts))
     folder.finish(
         "score",
-        [f"{name}.parquet" for name in tables],
+        [*(f"{name}.parquet" for name in tables), SCORE_INPUTS],
         time.perf_counter() - started,
         notes=notes,
         vocabulary=inputs.vocabulary,
@@ -293,19 +296,6 @@ def _for_layer(progress: Progress | None, layer: str, number: int, layers: int) 
         return None
     prefix = layer if layers == 1 else f"{layer} ({number + 1}/{layers})"
     return lambda what, done, total: progress(f"scoring {prefix}: {what}", done, total)
-
-
-def _layer_embeddings(embeddings: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Gather (channels, patches, dim) and its mask; slots that every channel leaves empty go."""
-    width = max(4, int((rows >= 0).sum(1).max()))
-    rows = rows[:, :width]
-    return embeddings[rows.clamp(min=0)], rows >= 0
-
-
-def _site_labels(labels: Tensor | None, image_ids: Tensor) -> Tensor | None:
-    if labels is None:
-        return None
-    return torch.where(image_ids >= 0, labels[image_ids.clamp(min=0)], -1)
 
 
 def _explain(scores: Scores, sites: LayerSites, config: MineConfig) -> Scores:
