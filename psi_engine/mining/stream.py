@@ -25,7 +25,7 @@ from psi_engine.hooks import as_maps, capture, evaluating
 from psi_engine.mining.miner import Miner
 from psi_engine.models import LoadedModel, activation_shapes, resolve_layers
 from psi_engine.ops.backend import resolve_device
-from psi_engine.types import Mined, Progress
+from psi_engine.types import LayerSites, Mined, Progress
 
 MICRO_BATCH = {"cpu": 16, "cuda": 128}
 """Images in every forward pass, by device type. Part of what the activations' bits depend on."""
@@ -46,6 +46,8 @@ def mine(
     checkpoint: Callable[[dict[str, Tensor]], None] | None = None,
     checkpoint_every: int = 4096,
     state: Mapping[str, Tensor] | None = None,
+    indices: Tensor | None = None,
+    finish: Callable[[Mapping[str, Miner]], Mapping[str, LayerSites]] | None = None,
 ) -> Mined:
     """Find the top, bottom, random and pool sites of each channel of some layers, exactly.
 
@@ -75,6 +77,12 @@ def mine(
         images (rounded up to whole micro-batches).
     state : mapping, optional
         What ``checkpoint`` was last given by a run with the same model, images and settings.
+    indices : Tensor, optional
+        int64 (n,), ascending ids of the images to look at, a shard of them; None = all. A
+        ``state`` holds what was found in those below its ``position``.
+    finish : callable, optional
+        Given the miners by layer when their images are done, returns the sites of each layer:
+        where shards are joined. None = what the miners found.
 
     Returns
     -------
@@ -117,14 +125,17 @@ def mine(
             name: Miner(name, shapes[name], config, subsets.get(name), where) for name in names
         }
         done = 0 if state is None else _restore(state, miners, skipped, len(source))
-        saved = done
+        inherited = set(skipped)
+        indices = torch.arange(len(source)) if indices is None else indices
+        remaining = indices[indices >= done]
+        saved = seen = len(indices) - len(remaining)
         stream = _micro_batches(
             batches(
                 source,
                 preprocess,
                 batch_size=config.batch_size,
                 workers=workers,
-                indices=torch.arange(done, len(source)),
+                indices=remaining,
                 skipped=skipped,
             ),
             micro,
@@ -137,13 +148,16 @@ def mine(
                     maps = as_maps(outputs[name], shapes[name])[: len(image_ids)]
                     miner.update(maps, image_ids.to(where, non_blocking=True))
                 done = int(image_ids[-1]) + 1
+                seen = int(torch.searchsorted(indices, done))
                 if progress is not None:
-                    progress("mining", done, len(source))
-                if checkpoint is not None and done - saved >= checkpoint_every:
-                    checkpoint(_save(miners, skipped, done))
-                    saved = done
-        if progress is not None and done < len(source):  # the last images could not be read
-            progress("mining", len(source), len(source))
+                    progress("mining", seen, len(indices))
+                if checkpoint is not None and seen - saved >= checkpoint_every:
+                    checkpoint(_save(miners, skipped, done, inherited))
+                    saved = seen
+        if progress is not None and seen < len(indices):  # the last images could not be read
+            progress("mining", len(indices), len(indices))
+        if finish is not None:
+            return Mined(finish(miners))
     return Mined({name: miner.result() for name, miner in miners.items()})
 
 
@@ -205,9 +219,13 @@ def _first(source: ImageSource, preprocess: Preprocess, device: torch.device) ->
     raise DataError(f"none of the {len(source)} images of {source.name} can be read")
 
 
-def _save(miners: Mapping[str, Miner], skipped: Mapping[int, str], done: int) -> dict[str, Tensor]:
+def _save(
+    miners: Mapping[str, Miner], skipped: Mapping[int, str], done: int, inherited: set[int]
+) -> dict[str, Tensor]:
     # Loading runs ahead of mining: what it skipped beyond `done` will be met again.
-    known = {image: reason for image, reason in skipped.items() if image < done}
+    known = {
+        image: reason for image, reason in skipped.items() if image < done or image in inherited
+    }
     state = {
         f"{name}/{part}": tensor
         for name, miner in miners.items()
