@@ -115,7 +115,7 @@ def check(config: RunConfig, progress: Progress | None = None) -> Inputs:
         model = load_model(config.model, "default", config.image_size)
     source = source or _open_data(config, progress)
     encoder = load_encoder(config.encoder, config.encoder_weights, device, config.concepts)
-    prompts, bank = _vocabulary(config, encoder, source)
+    prompts, bank = choose_vocabulary(config, encoder, source)
     return Inputs(
         device, backend, model, layers, shapes, channels, source, encoder, prompts, bank
     )  # fmt: skip
@@ -156,9 +156,20 @@ def run_folder(config: RunConfig) -> Path:
     return Path(config.out or Path("runs") / config.model.replace(":", "-").replace("/", "-"))
 
 
-def _vocabulary(
+def choose_vocabulary(
     config: RunConfig, encoder: Encoder, source: ImageSource
 ) -> tuple[Prompts | None, Prompts | None]:
+    """The prompts an encoder of free texts names clusters with, and the bank of its null of D.
+
+    None for the other encoders, and without a null that asks for the bank.
+
+    Raises
+    ------
+    EncoderError
+        Concepts are given to an encoder that cannot embed them.
+    InputError
+        The bank is smaller than the vocabulary.
+    """
     if encoder.text != "encoder":
         if config.concepts is not None and not config.encoder.startswith("classifier:"):
             raise EncoderError(
