@@ -16,8 +16,7 @@ import torch
 
 from psi_engine import demo
 from psi_engine.data import cached_tiny_imagenet
-from psi_engine.encoders import cached_clip_weights
-from psi_engine.models import cached_weights
+from psi_engine.models import cached_clip_weights, cached_weights
 from psi_engine.network import unreachable_reason
 from psi_engine.ops._cuda import compile_kernels, cupy_reason
 

@@ -12,10 +12,10 @@ import torch
 
 from psi_engine.encoders.classifier import load_classifier, load_timm
 from psi_engine.encoders.clip import load_clip
-from psi_engine.encoders.clip_weights import locate
 from psi_engine.encoders.protocol import Encoder, check_protocol
 from psi_engine.errors import EncoderError, ModelError
 from psi_engine.models import import_factory
+from psi_engine.models.clip_weights import locate
 from psi_engine.models.zoo import require_weights
 
 FAMILIES = ("open_clip", "timm", "classifier")

@@ -14,8 +14,12 @@ from torch import nn
 
 from psi_engine.data import Preprocess
 from psi_engine.errors import InputError, ModelError
+from psi_engine.models.clip import build_clip_tower
+from psi_engine.models.clip_weights import locate
 from psi_engine.models.weights import load_weights, read_state_dict, state_fingerprint
 from psi_engine.models.zoo import Built, build_timm, build_torchvision, close_names
+
+_CLIP = "open_clip:"
 
 RANDOM_SEED = 0
 """Seed of random weights, so that ``weights="none"`` is the same net every time."""
@@ -45,12 +49,14 @@ def load_model(name: str, weights: str = "default", image_size: int | None = Non
     Parameters
     ----------
     name : str
-        A torchvision classifier (``resnet50``), ``timm:NAME``, or ``package.module:factory``,
-        where ``factory()`` gives an ``nn.Module`` or ``(nn.Module, Preprocess)``.
+        A torchvision classifier (``resnet50``), ``timm:NAME``, ``open_clip:NAME`` (the visual
+        tower), or ``package.module:factory``, where ``factory()`` gives an ``nn.Module`` or
+        ``(nn.Module, Preprocess)``.
     weights : str
         ``default``: the library's pretrained weights, downloaded once; of a factory, what it
         returns. ``none``: random with a fixed seed. Else a file: .safetensors, or a state dict
-        saved by torch, read without running code from it; half precision is widened.
+        saved by torch, read without running code from it; half precision is widened. Of
+        ``open_clip:NAME`` also a tag of open_clip's, or ``TAG=FILE``.
     image_size : int, optional
         Side of the images the model sees: the shorter side is resized to it and the centre
         cropped. By default the model's own resize and crop.
@@ -70,7 +76,8 @@ def load_model(name: str, weights: str = "default", image_size: int | None = Non
     With a file or with ``none`` the preprocess is the one of the default weights. Categories are
     left out with ``none``, whose outputs mean nothing.
     """
-    file = None if weights in ("default", "none") else weights
+    clip = name.startswith(_CLIP)
+    file = None if clip or weights in ("default", "none") else weights
     if file is not None and not os.path.isfile(file):
         raise ModelError(
             f"no weights file {file}",
@@ -80,7 +87,7 @@ def load_model(name: str, weights: str = "default", image_size: int | None = Non
     # Random weights draw from torch's global generator: seed it, and put it back.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
-        built = _build(name, pretrained=weights == "default", image_size=image_size)
+        built = _build(name, weights, image_size)
     if file is not None:
         load_weights(built.module, read_state_dict(file), name, file)
     preprocess = built.preprocess
@@ -92,12 +99,22 @@ def load_model(name: str, weights: str = "default", image_size: int | None = Non
         preprocess=preprocess,
         categories=None if weights == "none" else built.categories,
         weights=weights,
-        fingerprint=state_fingerprint(built.module, name),
+        fingerprint=state_fingerprint(built.module, f"{name}{built.facts}"),
     )
 
 
-def _build(name: str, *, pretrained: bool, image_size: int | None) -> Built:
+def may_download(name: str, weights: str) -> bool:
+    """Whether loading may have to download weights: ``default``, or a tag without a file."""
+    if weights == "default" or not name.startswith(_CLIP):
+        return weights == "default"
+    return weights != "none" and locate(name.removeprefix(_CLIP), weights).file is None
+
+
+def _build(name: str, weights: str, image_size: int | None) -> Built:
     kind, _, rest = name.partition(":")
+    if name.startswith(_CLIP) and rest:
+        return build_clip_tower(rest, None if weights == "default" else weights)
+    pretrained = weights == "default"
     if kind == "timm" and rest:
         return build_timm(rest, pretrained=pretrained)
     if rest:
@@ -144,7 +161,7 @@ def import_factory(spec: str, error: type[InputError]) -> Callable[[], Any]:
             raise error(f"{module_name} cannot be imported", got=str(problem)) from problem
         raise error(
             f"no module {problem.name!r} for {spec!r}",
-            expected="a name of torchvision, timm:NAME, or package.module:factory",
+            expected="a name of torchvision, timm:NAME, open_clip:NAME, or package.module:factory",
             fix="install it, or run in the folder that holds it",
         ) from problem
     except Exception as problem:

@@ -19,15 +19,20 @@ from psi_engine.network import unreachable_reason
 _REFORMED = {"googlenet", "inception_v3"}
 """Nets whose pretrained form re-normalises its input; a local file needs the same form."""
 
-_NAMES = "a torchvision classifier, timm:NAME, or package.module:factory"
+_NAMES = "a torchvision classifier, timm:NAME, open_clip:NAME, or package.module:factory"
 
 
 class Built(NamedTuple):
-    """A module as its library makes it, with what its images go through."""
+    """A module as its library makes it, with what its images go through.
+
+    categories : names of its outputs, None where they are not known. facts : what changes its
+    activations and is no weight, for the fingerprint.
+    """
 
     module: nn.Module
     preprocess: Preprocess
     categories: tuple[str, ...] | None
+    facts: str = ""
 
 
 def build_torchvision(name: str, *, pretrained: bool) -> Built:

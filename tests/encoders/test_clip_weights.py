@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from psi_engine.encoders import check_encoder, load_encoder
-from psi_engine.encoders.clip_weights import cached_clip_weights, locate
 from psi_engine.errors import EncoderError
+from psi_engine.models.clip_weights import cached_clip_weights, locate
 from tests.encoders.tiny import (
     MEAN,
     STD,
@@ -60,7 +60,7 @@ def test_a_file_of_unknown_training_follows_the_name_and_warns(
 ) -> None:
     register(monkeypatch, openai=QUICK, laion=PLAIN)
     assert not is_quick(clip_file)
-    assert f"--encoder-weights TAG={clip_file} (tags: openai, laion)" in caplog.text
+    assert f"its tag with TAG={clip_file} (tags: openai, laion)" in caplog.text
 
 
 def test_a_file_in_a_tags_repository_has_its_training(

@@ -61,8 +61,10 @@ def test_no_network_for_a_classifier(monkeypatch: pytest.MonkeyPatch, spec: str,
 )  # fmt: skip
 @pytest.mark.parametrize("work", [check_encoder, load_encoder])
 def test_a_mistake_is_named_before_any_work(
-    spec: str, weights: str | None, message: str, work: Any
+    monkeypatch: pytest.MonkeyPatch, spec: str, weights: str | None, message: str, work: Any
 ) -> None:
+    # whether transformers is installed or not
+    monkeypatch.setattr("psi_engine.models.clip_weights.find_spec", lambda name: None)
     with pytest.raises(EncoderError, match=message):
         work(spec, weights)
 

@@ -30,13 +30,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from psi_engine.errors import EncoderError
+from psi_engine.errors import ModelError
 from psi_engine.models.weights import read_state_dict
 from psi_engine.models.zoo import close_names
 from psi_engine.network import unreachable_reason
 
 DEFAULT = ("ViT-B-32", "openai")
-"""The architecture and tag of the default encoder."""
+"""The architecture and tag of the default encoder; the tag is every architecture's default."""
 
 _SUFFIXES = {".pt", ".pth", ".bin", ".safetensors"}
 _TRAINING = ("quick_gelu", "mean", "std", "interpolation", "resize_mode")
@@ -71,11 +71,11 @@ def locate(architecture: str, weights: str | None) -> Located:
 
     Raises
     ------
-    EncoderError
+    ModelError
         When the architecture, tag or file does not exist, or when the weights are neither in a
         cache nor within reach of the network.
     """
-    _check_architecture(architecture)
+    check_architecture(architecture)
     tags = _tags(architecture)
     if weights is not None:
         tag, _, file = weights.partition("=")
@@ -85,10 +85,10 @@ def locate(architecture: str, weights: str | None) -> Located:
             return Located(architecture, _existing(weights), None)
     tag = _default_tag(architecture, list(tags)) if weights is None else weights
     if tag not in tags:
-        raise EncoderError(
+        raise ModelError(
             f"open_clip has no weights {tag!r} for {architecture}",
             expected=close_names(tag, list(tags)) or f"a file, or one of {', '.join(tags)}",
-            fix="give --encoder-weights TAG or FILE",
+            fix="give --weights TAG or FILE",
         )
     located = Located(architecture, _cached(tags[tag]), tag, tags[tag])
     if located.file is None:
@@ -104,7 +104,7 @@ def obtain(located: Located) -> Located:
     if is_torchscript(located.file):
         tag = _tag_by_hash(located.file, tags)
         if tag is None or located.tag not in (None, tag):
-            raise EncoderError(
+            raise ModelError(
                 f"{located.file} is TorchScript, which can hold code",
                 got="a SHA-256 other than that of OpenAI's release",
                 expected="a state dict, .pt or .safetensors",
@@ -119,7 +119,7 @@ def obtain(located: Located) -> Located:
     if tag is None:
         _log.warning(
             "%s: its training is not known, so it gets the activation and normalisation of "
-            "open_clip's %s; name its tag with --encoder-weights TAG=%s (tags: %s)",
+            "open_clip's %s; name its tag with TAG=%s (tags: %s)",
             located.file,
             located.architecture,
             located.file,
@@ -159,12 +159,18 @@ def _tags(architecture: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def _check_architecture(architecture: str) -> None:
+def check_architecture(architecture: str) -> None:
+    """Refuse a name that open_clip does not know, or whose text side cannot be built here.
+
+    Raises
+    ------
+    ModelError
+    """
     import open_clip
 
     known = open_clip.list_models()
     if architecture not in known:
-        raise EncoderError(
+        raise ModelError(
             f"open_clip has no model {architecture!r}",
             expected=close_names(architecture, known) or "a name such as ViT-B-32 or RN50",
             fix="see open_clip.list_models()",
@@ -172,10 +178,10 @@ def _check_architecture(architecture: str) -> None:
     text = open_clip.get_model_config(architecture)["text_cfg"]
     foreign = text.get("hf_model_name") or text.get("hf_tokenizer_name")
     if (foreign or "siglip" in architecture.lower()) and find_spec("transformers") is None:
-        raise EncoderError(
+        raise ModelError(
             f"open_clip:{architecture} reads its texts with the package transformers",
             got="not installed",
-            fix="install transformers, or choose another encoder such as open_clip:ViT-B-32",
+            fix="install transformers, or name another such as open_clip:ViT-B-32",
         )
 
 
@@ -184,10 +190,10 @@ def _default_tag(architecture: str, tags: list[str]) -> str:
         return DEFAULT[1]
     if len(tags) == 1:
         return tags[0]
-    raise EncoderError(
+    raise ModelError(
         f"open_clip:{architecture} has no default weights",
         expected=f"one of {', '.join(tags)}, or a file" if tags else "a file",
-        fix="give --encoder-weights TAG or FILE",
+        fix="give --weights TAG or FILE",
     )
 
 
@@ -198,10 +204,10 @@ def _looks_like_file(weights: str) -> bool:
 
 def _existing(file: str) -> Path:
     if not Path(file).is_file():
-        raise EncoderError(
+        raise ModelError(
             f"no weights file {file}",
             expected="a tag, or a .pt, .pth, .bin or .safetensors file",
-            fix="check the path given to --encoder-weights",
+            fix="check the path given to --weights",
         )
     return Path(file)
 
@@ -255,19 +261,19 @@ def _download(located: Located) -> Path:
         raise _not_here(located, f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
 
 
-def _not_here(located: Located, reason: str) -> EncoderError:
+def _not_here(located: Located, reason: str) -> ModelError:
     from huggingface_hub import constants
 
     where = located.settings.get("url")
     if located.settings.get("hf_hub"):
         repository, names = _hub_files(located.settings["hf_hub"])
         where = f"{constants.ENDPOINT}/{repository} ({names[0]})"
-    return EncoderError(
+    return ModelError(
         f"the weights {located.tag!r} of open_clip:{located.architecture} are not on this machine "
         "and cannot be downloaded",
         got=reason,
         fix=f"on a machine with network fetch {where}, then give "
-        f"--encoder-weights FILE ({located.tag}=FILE if it was renamed)",
+        f"--weights FILE ({located.tag}=FILE if it was renamed)",
     )
 
 
