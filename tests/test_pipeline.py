@@ -148,7 +148,7 @@ def test_channel_subset_scores_as_in_the_whole_layer(
 def spy(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Record which stages work."""
     worked: list[str] = []
-    for name in ("mine", "embed_boxes", "score", "receptive_field"):
+    for name in ("mine", "embed_boxes", "describe_clusters", "receptive_field"):
         original = getattr(pipeline, name)
 
         def noted(*args: Any, _name: str = name, _original: Any = original, **kwargs: Any) -> Any:
@@ -164,10 +164,10 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     [
         ({}, set()),
         ({"batch_size": 7}, set()),
-        ({"replicates": 41}, {"score"}),
-        ({"patch": 14}, {"receptive_field", "embed_boxes", "score"}),
-        ({"top_k": 11}, {"mine", "receptive_field", "embed_boxes", "score"}),
-        ({"layers": ["head"]}, {"mine", "receptive_field", "embed_boxes", "score"}),
+        ({"replicates": 41}, {"describe_clusters"}),
+        ({"patch": 14}, {"receptive_field", "embed_boxes", "describe_clusters"}),
+        ({"top_k": 11}, {"mine", "receptive_field", "embed_boxes", "describe_clusters"}),
+        ({"layers": ["head"]}, {"mine", "receptive_field", "embed_boxes", "describe_clusters"}),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
@@ -186,7 +186,7 @@ def test_a_changed_setting_re_runs_what_depends_on_it(
     assert bits(again) == bits(start(images, tmp_path / "clean", **change))
 
 
-@pytest.mark.parametrize("stage", ["mine", "embed_boxes", "score"])
+@pytest.mark.parametrize("stage", ["mine", "embed_boxes", "describe_clusters"])
 def test_a_stopped_run_continues_after_its_last_finished_stage(
     finished: psi.Run, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
