@@ -7,7 +7,8 @@ import json
 import os
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -165,6 +166,12 @@ def score(
 
 @app.command()
 def validate(
+    run_folder: Annotated[
+        Path | None, typer.Argument(metavar="RUN", help="Run folder; none with --ground-truth.")
+    ] = None,
+    parts: Annotated[
+        list[str] | None, typer.Argument(metavar="PART", help="Parts by name; none = all.")
+    ] = None,
     ground_truth: Annotated[
         bool,
         typer.Option("--ground-truth", help="Judge every measure on units whose kind is known."),
@@ -194,7 +201,12 @@ def validate(
     channel_replicates: Annotated[
         int | None, typer.Option(help="At most so many where each channel needs its own (50).")
     ] = None,
-    bootstrap: Annotated[int | None, typer.Option(help="Resamples per interval (400).")] = None,
+    null_channels: Annotated[
+        int | None, typer.Option(help="Random sets per layer scored like channels (200).")
+    ] = None,
+    bootstrap: Annotated[
+        int | None, typer.Option(help="Resamples per interval (1000; ground truth 400).")
+    ] = None,
     device: _Device = None,
     seed: _Seed = None,
     out: _Out = None,
@@ -202,16 +214,26 @@ def validate(
     quiet: _Quiet = False,
     debug: _Debug = False,
 ) -> None:
-    """Show how far scores can be trusted, on units whose kind is known."""
+    """Make the tables and figures of a run that show how far its scores can be trusted."""
     with _reported(debug, resumable=True):
+        told = ("run_folder", "parts", "ground_truth", "as_json", "quiet", "debug")
         given = {
             name: value
             for name, value in locals().items()
-            if value is not None and name not in ("ground_truth", "as_json", "quiet", "debug")
+            if value is not None and name not in (*told, "told")
         }
-        if not ground_truth:
-            raise InputError("nothing to validate is named", fix="give --ground-truth")
-        _validate(given, as_json, quiet)
+        if ground_truth and run_folder is not None:
+            raise InputError(
+                "--ground-truth takes no run", got=str(run_folder), fix="leave one of them out"
+            )
+        if ground_truth:
+            _ground_truth(given, as_json, quiet)
+        elif run_folder is None:
+            raise InputError(
+                "nothing to validate is named", fix="give a run folder, or --ground-truth"
+            )
+        else:
+            _validate(run_folder, parts or [], given, as_json, quiet)
 
 
 @app.command()
@@ -273,10 +295,33 @@ def _run(options: dict[str, Any], as_json: bool, quiet: bool, closing: Any = Non
     _finish(console, summary, as_json, quiet)
 
 
-def _validate(given: dict[str, Any], as_json: bool, quiet: bool) -> None:
+def _validate(
+    run: Path, parts: list[str], given: dict[str, Any], as_json: bool, quiet: bool
+) -> None:
+    from psi_engine.report.terminal import show_parts
+    from psi_engine.validation import validate_run
+    from psi_engine.validation.part import Options
+
+    _refuse(given.keys() - _names(Options), "with a run", "with --ground-truth only")
+    console = _console()
+    with contextlib.redirect_stdout(sys.stderr), _screen(console, quiet or as_json) as progress:
+        outcomes = validate_run(run, parts, Options(**given), progress=progress)
+    if as_json:
+        found = {"run": str(run), "parts": [asdict(outcome) for outcome in outcomes]}
+        typer.echo(json.dumps(found, indent=2, allow_nan=False))
+    else:
+        if not quiet:
+            show_parts(console, [asdict(outcome) for outcome in outcomes])
+        typer.echo(run / "validation")
+    if any(outcome.status == "failed" for outcome in outcomes):
+        raise typer.Exit(1)
+
+
+def _ground_truth(given: dict[str, Any], as_json: bool, quiet: bool) -> None:
     from psi_engine.report.terminal import show_ground_truth
     from psi_engine.validation import GroundTruthConfig, run_ground_truth, summarise
 
+    _refuse(given.keys() - _names(GroundTruthConfig), "with --ground-truth", "with a run only")
     missing = {"data", "model"} - given.keys()
     if len(missing) == 1:
         raise InputError(
@@ -286,12 +331,8 @@ def _validate(given: dict[str, Any], as_json: bool, quiet: bool) -> None:
         )
     if missing:
         foreign = given.keys() & {"weights", "encoder", "encoder_weights", "image_size"}
-        if foreign:
-            named = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(foreign))
-            raise InputError(
-                f"{named} without --data and --model",
-                expected="the demo world as it is, or data and a model too",
-            )
+        whole = "the demo world as it is, or data and a model too"
+        _refuse(foreign, "without --data and --model", whole)
         config = GroundTruthConfig.demo(**given)
     else:
         config = GroundTruthConfig(**given)
@@ -304,6 +345,16 @@ def _validate(given: dict[str, Any], as_json: bool, quiet: bool) -> None:
     if not quiet:
         show_ground_truth(console, summary)
     typer.echo(summary["ground_truth"])
+
+
+def _names(settings: Any) -> set[str]:
+    return {field.name for field in fields(settings)}
+
+
+def _refuse(options: Set[str], where: str, expected: str) -> None:
+    if options:
+        named = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(options))
+        raise InputError(f"{named} {where}", expected=expected)
 
 
 def _finish(console: Console, summary: dict[str, Any], as_json: bool, quiet: bool) -> None:

@@ -144,6 +144,21 @@ def show_ground_truth(console: Console, summary: Mapping[str, Any]) -> None:
     console.print(f"time: {spent}", highlight=False)
 
 
+def show_parts(console: Console, parts: Sequence[Mapping[str, Any]]) -> None:
+    """Draw what became of each part of a validation, what it found and what to know about it."""
+    colours = {"done": "green", "kept": "green", "skipped": "yellow", "failed": "red"}
+    for row in parts:
+        line = Text(f"{row['part']}: ").append(row["status"], style=colours[row["status"]])
+        line.append(f"  {row['reason']}" if row["reason"] else f"  {row['seconds']:.1f} s")
+        console.print(line)
+        for found in row["headline"]:
+            console.print(f"  {found}", highlight=False)
+        for note in row["notes"]:
+            console.print(f"  note: {note}", style="yellow", highlight=False)
+        for file in (*row["tables"], *row["figures"]):
+            console.print(f"  {file}", style="dim", highlight=False)
+
+
 def show_channel(console: Console, details: Mapping[str, Any]) -> None:
     """Draw one channel: its scores beside their nulls, its clusters, their sites."""
     scores = details["scores"]

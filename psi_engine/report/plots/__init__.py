@@ -1,0 +1,1 @@
+"""Figures, each drawn from the tables of one part and nothing else."""

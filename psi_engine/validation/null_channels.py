@@ -1,0 +1,112 @@
+"""Random sets of patches that go through scoring as if each were a channel.
+
+The pool of a layer is cut in two by image. Random sets are drawn from one half; the other half is
+the pool that real channels and random sets alike are scored against, so that no random set is
+compared with itself or with another patch of its own images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from psi_engine.ops.random import hash_keys, permutations, string_key, uniform
+from psi_engine.stored import StoredLayer
+
+_CROWDED = 1.0
+# Sets that a patch is in, on average, from which sets overlap enough to be told.
+
+
+@dataclass(frozen=True)
+class NullChannels:
+    """Random sets of one layer.
+
+    rows : int64 (sets, patches), places in the layer's pool, one an image. embeddings, labels
+    (None without) and channel_ids of the sets. pool : float32 (m, dim), the other half.
+    """
+
+    rows: Tensor
+    embeddings: Tensor
+    labels: Tensor | None
+    channel_ids: Tensor
+    pool: Tensor
+    notes: tuple[str, ...]
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What :meth:`StoredRun.score` is given in place of the layer's own channels."""
+        return {
+            "embeddings": self.embeddings,
+            "labels": self.labels,
+            "channel_ids": self.channel_ids,
+            "mask": None,
+            "pool": self.pool,
+        }
+
+
+def pool_halves(layer: StoredLayer, seed: int) -> tuple[Tensor, Tensor]:
+    """Places in the pool to draw sets from, and those to compare with: int64 (a,) and (b,).
+
+    An image's patches all fall on one side, by a bit of a hash of the seed and the image.
+    """
+    key = hash_keys(seed, string_key("null-channels/half"), layer.pool_images)
+    for_sets = (key >> 62) & 1 == 1
+    return torch.nonzero(for_sets)[:, 0], torch.nonzero(~for_sets)[:, 0]
+
+
+def lack_of_images(layer: StoredLayer, seed: int) -> str | None:
+    """Why random sets as large as the layer's channels cannot be drawn; None where they can."""
+    patches = layer.rows.shape[1]
+    for_sets, for_pool = (
+        len(torch.unique(layer.pool_images[half])) for half in pool_halves(layer, seed)
+    )
+    if min(for_sets, for_pool) < patches:
+        return (
+            f"the pool of {layer.name} has {for_sets} images to draw random sets from and "
+            f"{for_pool} to compare with: fewer than the {patches} patches of a channel"
+        )
+    return None
+
+
+def null_channels(layer: StoredLayer, sets: int, seed: int) -> NullChannels:
+    """Draw random sets as large as the layer's channels from one half of its pool.
+
+    Parameters
+    ----------
+    layer : StoredLayer
+    sets : int
+    seed : int
+        A set depends on it, the layer's name and the set's number only.
+
+    Returns
+    -------
+    NullChannels
+        Each set holds distinct images, drawn evenly, and of each image one of its patches.
+    """
+    patches = layer.rows.shape[1]
+    for_sets, for_pool = pool_halves(layer, seed)
+    images, of_image = torch.unique(layer.pool_images[for_sets], return_inverse=True)
+    number = torch.arange(sets)[:, None]
+    key = hash_keys(seed, string_key("null-channels/set"), string_key(layer.name), number)
+    chosen = permutations(key[:, 0], len(images))[:, :patches]
+    # of each chosen image one of its patches, which stand together once sorted by image
+    together = torch.argsort(of_image, stable=True)
+    held = torch.bincount(of_image)
+    first = held.cumsum(0) - held
+    pick = (uniform(hash_keys(key, 1), images[chosen]) * held[chosen]).to(torch.int64)
+    rows = for_sets[together[first[chosen] + pick]]
+    labels, pool = layer.pool_labels, layer.pool
+    notes = []
+    overlap = sets * patches / len(images)
+    if overlap > _CROWDED:
+        notes.append(
+            f"the {sets} random sets of {layer.name} share {len(images)} images, {overlap:.1f} "
+            "sets an image: they are not independent, and intervals over them are too narrow"
+        )
+    return NullChannels(
+        rows, pool[rows], None if labels is None else labels[rows], hash_keys(key[:, 0], 2),
+        pool[for_pool], tuple(notes),
+    )  # fmt: skip
