@@ -69,3 +69,11 @@ class RunFolderError(InputError):
 
 class CorruptDataError(PsiEngineError):
     """Too many unreadable images in the middle of a run."""
+
+
+class RankError(PsiEngineError):
+    """Another rank of the job stopped; its own message says why."""
+
+
+class DiskFullError(PsiEngineError):
+    """There is no room for a file; what was saved before is whole."""

@@ -1,7 +1,17 @@
 """Mining: the sites that excite each channel most, found in one pass over the images."""
 
+from psi_engine.mining.exchange import exchange
 from psi_engine.mining.miner import Miner
+from psi_engine.mining.state import pack_state, unpack_state
 from psi_engine.mining.stream import MICRO_BATCH, mine
 from psi_engine.ops.moments import dead_channels
 
-__all__ = ["MICRO_BATCH", "Miner", "dead_channels", "mine"]
+__all__ = [
+    "MICRO_BATCH",
+    "Miner",
+    "dead_channels",
+    "exchange",
+    "mine",
+    "pack_state",
+    "unpack_state",
+]

@@ -8,7 +8,6 @@ not depend on its place in the batch or on its neighbours.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ from psi_engine.data import CorruptImage, ImageSource, Preprocess, batches, open
 from psi_engine.errors import DataError, InputError
 from psi_engine.hooks import as_maps, capture, evaluating
 from psi_engine.mining.miner import Miner
+from psi_engine.mining.state import pack_state, unpack_state
 from psi_engine.models import LoadedModel, activation_shapes, resolve_layers
 from psi_engine.ops.backend import resolve_device
 from psi_engine.types import LayerSites, Mined, Progress
@@ -124,7 +124,7 @@ def mine(
         miners = {
             name: Miner(name, shapes[name], config, subsets.get(name), where) for name in names
         }
-        done = 0 if state is None else _restore(state, miners, skipped, len(source))
+        done = 0 if state is None else unpack_state(state, miners, skipped, len(source))
         inherited = set(skipped)
         indices = torch.arange(len(source)) if indices is None else indices
         remaining = indices[indices >= done]
@@ -152,7 +152,9 @@ def mine(
                 if progress is not None:
                     progress("mining", seen, len(indices))
                 if checkpoint is not None and seen - saved >= checkpoint_every:
-                    checkpoint(_save(miners, skipped, done, inherited))
+                    # Loading runs ahead: what it skipped beyond `done` will be met again.
+                    known = {i: why for i, why in skipped.items() if i < done or i in inherited}
+                    checkpoint(pack_state(miners, known, done))
                     saved = seen
         if progress is not None and seen < len(indices):  # the last images could not be read
             progress("mining", len(indices), len(indices))
@@ -217,43 +219,6 @@ def _first(source: ImageSource, preprocess: Preprocess, device: torch.device) ->
             continue
         return prepare(view[None], preprocess, device, 1)
     raise DataError(f"none of the {len(source)} images of {source.name} can be read")
-
-
-def _save(
-    miners: Mapping[str, Miner], skipped: Mapping[int, str], done: int, inherited: set[int]
-) -> dict[str, Tensor]:
-    # Loading runs ahead of mining: what it skipped beyond `done` will be met again.
-    known = {
-        image: reason for image, reason in skipped.items() if image < done or image in inherited
-    }
-    state = {
-        f"{name}/{part}": tensor
-        for name, miner in miners.items()
-        for part, tensor in miner.state_dict().items()
-    }
-    state["position"] = torch.tensor(done)
-    state["skipped"] = torch.tensor(list(json.dumps(known).encode()), dtype=torch.uint8)
-    return state
-
-
-def _restore(
-    state: Mapping[str, Tensor], miners: Mapping[str, Miner], skipped: dict[int, str], images: int
-) -> int:
-    if not {"position", "skipped"} <= state.keys() or int(state["position"]) > images:
-        raise InputError(
-            "saved mining state does not fit the images",
-            got=f"position {state['position']}" if "position" in state else "no position",
-            expected=f"at most {images}",
-            fix="mine again from the start",
-        )
-    for name, miner in miners.items():
-        mark = f"{name}/"
-        miner.load_state_dict(
-            {key.removeprefix(mark): x for key, x in state.items() if key.startswith(mark)}
-        )
-    known = json.loads(bytes(state["skipped"].tolist()).decode())
-    skipped.update({int(image): reason for image, reason in known.items()})
-    return int(state["position"])
 
 
 @contextmanager
