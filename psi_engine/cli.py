@@ -64,11 +64,19 @@ def _program(
 @app.command()
 def run(
     model: Annotated[
-        str | None, typer.Option(help="torchvision name, timm:NAME or package.module:factory.")
+        str | None,
+        typer.Option(help="torchvision name, timm:NAME, open_clip:NAME or package.module:factory."),
     ] = None,
     weights: _Weights = None,
     layers: Annotated[
-        str | None, typer.Option(help="Module names or globs, separated by commas.")
+        str | None, typer.Option(help="Module names, globs or all, separated by commas.")
+    ] = None,
+    latents: Annotated[
+        str | None,
+        typer.Option(
+            help="LAYER=package.module:factory: an autoencoder whose latents are the channels of "
+            "a layer latents.LAYER."
+        ),
     ] = None,
     channels: Annotated[
         str | None, typer.Option(help="Subset, such as layer3:0-31,layer4:3,17.")
@@ -384,7 +392,8 @@ def _options(file: Path | None, given: dict[str, Any]) -> dict[str, Any]:
     for name in ("as_json", "quiet", "debug"):
         given.pop(name)
     options |= {name: value for name, value in given.items() if value is not None}
-    for name, split in (("layers", _commas), ("channels", _channel_specs)):
+    splits = {"layers": _commas, "latents": _commas, "channels": _channel_specs}
+    for name, split in splits.items():
         if isinstance(options.get(name), str):
             options[name] = split(options[name])
     if str(options.get("patch", "")).isdigit():

@@ -206,11 +206,14 @@ class RunConfig:
     """
 
     model: str
-    """torchvision name, ``timm:NAME``, or ``package.module:factory``."""
+    """torchvision name, ``timm:NAME``, ``open_clip:NAME`` or ``package.module:factory``."""
     layers: Sequence[str]
-    """Module names or globs."""
+    """Module names, globs, or ``all``."""
     weights: str = "default"
-    """``default``, ``none`` or a file (.pth, .safetensors)."""
+    """``default``, ``none`` or a file (.pth, .safetensors); of open_clip also a tag."""
+    latents: Sequence[str] = ()
+    """``LAYER=package.module:factory`` each: a sparse autoencoder whose latents are the channels
+    of a layer ``latents.LAYER``."""
     channels: Sequence[str] = ()
     """Subsets such as ``layer4:0-63`` or ``layer4:3,17``; empty = every channel."""
     data: str = "tiny-imagenet"

@@ -13,17 +13,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from psi_engine.artifacts import Run, refuse_other_run
+from psi_engine.artifacts import Run
 from psi_engine.config import MineConfig, PatchConfig, RunConfig, ScoreConfig
 from psi_engine.data import ImageSource, needs_download, open_source, require_network
 from psi_engine.encoders import Encoder, check_encoder, load_encoder
 from psi_engine.errors import DataError, EncoderError, InputError, RunFolderError
 from psi_engine.models import (
+    LayerChoice,
     LoadedModel,
-    activation_shapes,
+    choose_layers,
     load_model,
+    may_download,
     parse_channels,
-    resolve_layers,
 )
 from psi_engine.ops.backend import resolve_backend, resolve_device
 from psi_engine.types import ActivationShape, Progress, Prompts
@@ -37,8 +38,7 @@ class Inputs:
     device: torch.device
     backend: str
     model: LoadedModel
-    layers: list[str]
-    shapes: Mapping[str, ActivationShape]
+    chosen: LayerChoice
     channels: Mapping[str, Tensor]
     source: ImageSource
     encoder: Encoder
@@ -46,6 +46,16 @@ class Inputs:
     """What an encoder of free texts names clusters with; None for the other encoders."""
     bank: Prompts | None
     """Prompts of unrelated domains, where the null of D asks for them."""
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the layers, in the model's order."""
+        return list(self.chosen.shapes)
+
+    @property
+    def shapes(self) -> Mapping[str, ActivationShape]:
+        """Layout of each layer."""
+        return self.chosen.shapes
 
     @property
     def identity(self) -> dict[str, str]:
@@ -92,19 +102,17 @@ class Texts:
 
 def check(config: RunConfig, progress: Progress | None = None) -> Inputs:
     """Find and check everything a run needs; local checks first, downloads last."""
-    refuse_other_run(run_folder(config), {"model": config.model})
     if config.concepts is not None and not Path(config.concepts).is_file():
         raise InputError("no concepts file", got=config.concepts, expected="one concept a line")
     device = resolve_device(config.device)
     backend = resolve_backend(config.backend, device)
-    downloads_weights = config.weights == "default"
-    model = load_model(
-        config.model, "none" if downloads_weights else config.weights, config.image_size
-    )
-    layers = resolve_layers(model.module, config.layers)
+    downloads_weights = may_download(config.model, config.weights)
+    first = "none" if downloads_weights else config.weights
+    model = load_model(config.model, first, config.image_size, config.latents)
     side = model.preprocess.image_size
-    shapes = activation_shapes(model.module, layers, torch.zeros(1, 3, side, side))
-    channels = parse_channels(config.channels, shapes)
+    chosen = choose_layers(model.module, config.layers, torch.zeros(1, 3, side, side))
+    _refuse_unused_latents(config, chosen)
+    channels = parse_channels(config.channels, chosen.shapes)
     source = None
     if needs_download(config.data):
         require_network()
@@ -112,12 +120,12 @@ def check(config: RunConfig, progress: Progress | None = None) -> Inputs:
         source = _open_data(config, progress)
     check_encoder(config.encoder, config.encoder_weights)
     if downloads_weights:
-        model = load_model(config.model, "default", config.image_size)
+        model = load_model(config.model, config.weights, config.image_size, config.latents)
     source = source or _open_data(config, progress)
     encoder = load_encoder(config.encoder, config.encoder_weights, device, config.concepts)
     prompts, bank = choose_vocabulary(config, encoder, source)
     return Inputs(
-        device, backend, model, layers, shapes, channels, source, encoder, prompts, bank
+        device, backend, model, chosen, channels, source, encoder, prompts, bank
     )  # fmt: skip
 
 
@@ -149,6 +157,17 @@ def reopen(run: Run, progress: Progress | None = None) -> Inputs:
             fix="put them back as they were, or make the run again",
         )
     return inputs
+
+
+def _refuse_unused_latents(config: RunConfig, chosen: LayerChoice) -> None:
+    made = {f"latents.{spec.partition('=')[0]}" for spec in config.latents}
+    if unused := sorted(made - chosen.shapes.keys()):
+        raise InputError(
+            "latents that are not scored",
+            got=", ".join(unused),
+            expected="their layers among --layers",
+            fix=f"add {','.join(unused)} to --layers, or leave out --latents",
+        )
 
 
 def run_folder(config: RunConfig) -> Path:

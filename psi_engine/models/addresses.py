@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ def resolve_layers(module: nn.Module, patterns: Sequence[str]) -> list[str]:
     ----------
     module : nn.Module
     patterns : sequence of str
-        Module names, or globs over them (``layer4.*``; ``*`` also matches dots).
+        Module names, globs over them (``layer4.*``; ``*`` also matches dots), or ``all``.
 
     Returns
     -------
@@ -44,9 +44,12 @@ def resolve_layers(module: nn.Module, patterns: Sequence[str]) -> list[str]:
             continue
         glob = _GLOB.search(pattern) is not None
         matches = [n for n in names if glob and fnmatch.fnmatchcase(n, pattern)]
+        if pattern == "all":
+            matches = names
         if not matches:
             top = [name for name, _ in module.named_children()]
-            close = close_names(pattern, names)
+            inner = [name for name in names if name.endswith(f".{pattern}")][:5]
+            close = "one of " + ", ".join(inner) if inner else close_names(pattern, names)
             raise ModelError(
                 f"no layer matches {pattern!r}" if glob else f"unknown layer {pattern!r}",
                 expected=close or "names such as " + ", ".join(top[:12]),
@@ -75,11 +78,35 @@ def activation_shapes(
         If the model fails on it, or a layer does not run or puts out something else than one
         tensor of rank 2 to 4 with the batch first.
     """
+    with capture(module, layers) as found:
+        batch = forward_once(module, example_batch, found.run)
+        outputs = dict(found)
+    return {layer: activation_shape(layer, outputs[layer], batch) for layer in layers}
+
+
+def forward_once(
+    module: nn.Module, example_batch: Tensor, run: Callable[[Tensor], object] | None = None
+) -> Tensor:
+    """Run a model on an example without gradients; return the batch as it went in.
+
+    Parameters
+    ----------
+    module : nn.Module
+    example_batch : Tensor
+        Moved to the model's device.
+    run : callable, optional
+        What to call with the batch instead of the model.
+
+    Raises
+    ------
+    ModelError
+        If the model fails on it.
+    """
     anchor = next((t for t in (*module.parameters(), *module.buffers())), example_batch)
     batch = example_batch.to(anchor.device)
     try:
-        with torch.no_grad(), capture(module, layers) as found:
-            outputs = dict(found.run(batch))
+        with torch.no_grad():
+            (module if run is None else run)(batch)
     except InputError:
         raise
     except Exception as error:
@@ -89,7 +116,7 @@ def activation_shapes(
             got=f"{type(error).__name__}: {error}",
             fix="set the size it was made for with --image-size",
         ) from error
-    return {layer: activation_shape(layer, outputs[layer], batch) for layer in layers}
+    return batch
 
 
 def parse_channels(

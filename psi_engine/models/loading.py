@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,10 +14,19 @@ from torch import nn
 
 from psi_engine.data import Preprocess
 from psi_engine.errors import InputError, ModelError
+from psi_engine.models.addresses import resolve_layers
 from psi_engine.models.clip import build_clip_tower
-from psi_engine.models.clip_weights import locate
+from psi_engine.models.clip_weights import check_architecture, locate
+from psi_engine.models.latents import attach_latents
 from psi_engine.models.weights import load_weights, read_state_dict, state_fingerprint
-from psi_engine.models.zoo import Built, build_timm, build_torchvision, close_names
+from psi_engine.models.zoo import (
+    Built,
+    build_timm,
+    build_torchvision,
+    check_timm_name,
+    close_names,
+    torchvision_weights,
+)
 
 _CLIP = "open_clip:"
 
@@ -43,7 +52,12 @@ class LoadedModel:
     fingerprint: str
 
 
-def load_model(name: str, weights: str = "default", image_size: int | None = None) -> LoadedModel:
+def load_model(
+    name: str,
+    weights: str = "default",
+    image_size: int | None = None,
+    latents: Sequence[str] = (),
+) -> LoadedModel:
     """Build a model and load its weights.
 
     Parameters
@@ -60,6 +74,10 @@ def load_model(name: str, weights: str = "default", image_size: int | None = Non
     image_size : int, optional
         Side of the images the model sees: the shorter side is resized to it and the centre
         cropped. By default the model's own resize and crop.
+    latents : sequence of str
+        ``LAYER=package.module:factory``, where ``factory()`` gives what
+        :func:`~psi_engine.models.latents.attach_latents` takes, such as a sparse autoencoder
+        with its weights. The model gets the layer ``latents.LAYER``.
 
     Returns
     -------
@@ -68,22 +86,15 @@ def load_model(name: str, weights: str = "default", image_size: int | None = Non
     Raises
     ------
     ModelError
-        For an unknown model, a missing file, weights of another architecture, or weights that
-        would have to be downloaded without a network.
+        For an unknown model, a missing file, weights of another architecture, weights that
+        would have to be downloaded without a network, or latents that cannot be made.
 
     Notes
     -----
     With a file or with ``none`` the preprocess is the one of the default weights. Categories are
     left out with ``none``, whose outputs mean nothing.
     """
-    clip = name.startswith(_CLIP)
-    file = None if clip or weights in ("default", "none") else weights
-    if file is not None and not os.path.isfile(file):
-        raise ModelError(
-            f"no weights file {file}",
-            expected="default, none, or a .pth or .safetensors file",
-            fix="check the path",
-        )
+    file = None if name.startswith(_CLIP) else _check_file(weights)
     # Random weights draw from torch's global generator: seed it, and put it back.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
@@ -93,14 +104,61 @@ def load_model(name: str, weights: str = "default", image_size: int | None = Non
     preprocess = built.preprocess
     if image_size is not None:
         preprocess = replace(preprocess, image_size=image_size, resize=image_size)
+    module = built.module.eval().requires_grad_(False)
+    facts = name + built.facts
+    for spec in latents:
+        facts += _attach(module, spec, preprocess.image_size)
     return LoadedModel(
         name=name,
-        module=built.module.eval().requires_grad_(False),
+        module=module,
         preprocess=preprocess,
         categories=None if weights == "none" else built.categories,
         weights=weights,
-        fingerprint=state_fingerprint(built.module, f"{name}{built.facts}"),
+        fingerprint=state_fingerprint(module, facts),
     )
+
+
+def check_model(name: str, weights: str = "default") -> None:
+    """Check what can be checked of a model without building or downloading it.
+
+    Parameters
+    ----------
+    name, weights : str
+        As for :func:`load_model`.
+
+    Raises
+    ------
+    ModelError
+        The model, its file or its factory does not exist; a tag of open_clip's that is neither
+        in a cache nor within reach of the network.
+    """
+    kind, _, rest = name.partition(":")
+    if name.startswith(_CLIP) and rest:
+        if weights == "none":
+            check_architecture(rest)
+        else:
+            locate(rest, None if weights == "default" else weights)
+        return
+    _check_file(weights)
+    if kind == "timm" and rest:
+        check_timm_name(rest)
+    elif rest:
+        import_factory(name, ModelError)
+    else:
+        torchvision_weights(name)
+
+
+def _check_file(weights: str) -> str | None:
+    """The file that weights name, None for ``default`` and ``none``."""
+    if weights in ("default", "none"):
+        return None
+    if not os.path.isfile(weights):
+        raise ModelError(
+            f"no weights file {weights}",
+            expected="default, none, or a .pth or .safetensors file",
+            fix="check the path",
+        )
+    return weights
 
 
 def may_download(name: str, weights: str) -> bool:
@@ -108,6 +166,18 @@ def may_download(name: str, weights: str) -> bool:
     if weights == "default" or not name.startswith(_CLIP):
         return weights == "default"
     return weights != "none" and locate(name.removeprefix(_CLIP), weights).file is None
+
+
+def _attach(module: nn.Module, spec: str, side: int) -> str:
+    layer, equals, factory = spec.partition("=")
+    if not (layer and equals and ":" in factory):
+        raise ModelError("bad latents", got=repr(spec), expected="LAYER=package.module:factory")
+    if resolve_layers(module, [layer]) != [layer]:
+        raise ModelError("latents are made from one layer", got=layer, fix="name it in full")
+    _, answer = attach_latents(
+        module, layer, import_factory(factory, ModelError)(), torch.zeros(1, 3, side, side)
+    )
+    return f"\0{factory} {answer}"
 
 
 def _build(name: str, weights: str, image_size: int | None) -> Built:

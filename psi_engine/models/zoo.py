@@ -45,7 +45,7 @@ def build_torchvision(name: str, *, pretrained: bool) -> Built:
     """
     from torchvision import models
 
-    default = _torchvision_weights(name)
+    default = torchvision_weights(name)
     if pretrained:
         require_weights(name)
         try:
@@ -89,10 +89,10 @@ def require_weights(name: str) -> None:
     """
     kind, _, rest = name.partition(":")
     if kind == "timm" and rest:
-        _check_timm_name(rest)
+        check_timm_name(rest)
         _timm_file(rest)
         return
-    url = _torchvision_weights(name).url
+    url = torchvision_weights(name).url
     reason = None if _checkpoint(url).is_file() else unreachable_reason(url)
     if reason is not None:
         raise _offline(name, reason, url)
@@ -110,7 +110,7 @@ def build_timm(name: str, *, pretrained: bool) -> Built:
     import timm
     from timm.data import resolve_data_config
 
-    _check_timm_name(name)
+    check_timm_name(name)
     overlay: dict[str, str] | None = None
     if pretrained:
         file = _timm_file(name)
@@ -131,7 +131,7 @@ def close_names(name: str, names: Sequence[str]) -> str | None:
     return "one of " + ", ".join(close) if close else None
 
 
-def _torchvision_weights(name: str) -> Any:
+def torchvision_weights(name: str) -> Any:
     """The default weights' entry of a torchvision classifier; an error for an unknown one."""
     from torchvision import models
 
@@ -144,7 +144,8 @@ def _torchvision_weights(name: str) -> Any:
     return models.get_model_weights(name).DEFAULT
 
 
-def _check_timm_name(name: str) -> None:
+def check_timm_name(name: str) -> None:
+    """Refuse a name that timm does not know, with the close ones."""
     import timm
 
     if not timm.is_model(name):

@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from psi_engine.errors import InputError
 from psi_engine.hooks import as_maps, capture, evaluating
+from psi_engine.models import latent_source
 from psi_engine.ops.random import hash_keys, string_key, uniform
 from psi_engine.patches.graph import executed_trace
 from psi_engine.patches.rules import COLUMNS, ROWS, Span, Trace
@@ -80,8 +81,13 @@ def receptive_field(
     *Tokens* are a grid of patches where the model has a patch embedding (a convolution whose
     stride is its kernel) and the layer has as many tokens as that has patches, after at most
     16 prefix tokens.
+
+    *Latents* (:func:`psi_engine.models.attach_latents`) look where their layer looks.
     """
     _check(kind, image_size, images, energy)
+    source = latent_source(module, layer)
+    if source is not None:
+        layer, shape = source
     if shape.kind == "flat":
         return _whole(image_size)
     device = _device_of(module)

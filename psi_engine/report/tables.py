@@ -112,6 +112,10 @@ def notes(run: Run) -> list[str]:
         for line in lines:
             said.setdefault(line, []).append(layer)
     result = [f"{line} ({', '.join(layers)})" for line, layers in said.items()]
+    left_out = run.manifest.get("layers", {}).get("left_out", {})
+    if left_out:
+        shown = "; ".join(f"{name}: {reason}" for name, reason in [*left_out.items()][:3])
+        result.append(f"{len(left_out)} layers found by globs left out ({shown})")
     skipped = stages.get("mine", {}).get("skipped", [])
     if skipped:
         shown = "; ".join(f"{item['key']}: {item['reason']}" for item in skipped[:3])

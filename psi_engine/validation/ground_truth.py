@@ -26,7 +26,7 @@ from psi_engine.demo.world import CLASS_NAMES, CLASSES, SHAPES, TEXTURES
 from psi_engine.encoders import Encoder, check_encoder, load_encoder
 from psi_engine.errors import InputError
 from psi_engine.inputs import Texts
-from psi_engine.models import LoadedModel, load_model
+from psi_engine.models import LoadedModel, load_model, may_download
 from psi_engine.ops.backend import resolve_device
 from psi_engine.types import Progress
 from psi_engine.validation.combinations import COMBINATIONS, Combination
@@ -279,7 +279,7 @@ def _check(config: GroundTruthConfig, progress: Progress | None) -> _Inputs:
         mapping = {}
     artifacts.refuse_other_run(Path(config.out), {"validation": "ground-truth"})
     device = resolve_device(config.device)
-    downloads = config.weights == "default"
+    downloads = may_download(config.model, config.weights)
     model = load_model(config.model, "none" if downloads else config.weights, config.image_size)
     if needs_download(config.data):
         require_network()
@@ -290,7 +290,7 @@ def _check(config: GroundTruthConfig, progress: Progress | None) -> _Inputs:
     split_images(labels, config.top_k, config.seed)  # refuses what no sets can be drawn from
     check_encoder(config.encoder, config.encoder_weights)
     if downloads:
-        model = load_model(config.model, "default", config.image_size)
+        model = load_model(config.model, config.weights, config.image_size)
     encoder = load_encoder(config.encoder, config.encoder_weights, device)
     return _Inputs(source, model, encoder, mapping, device)
 

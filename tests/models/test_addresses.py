@@ -36,6 +36,7 @@ def test_layers(patterns: list[str], expected: list[str]) -> None:
     [
         (["blok1"], "unknown layer 'blok1'; expected one of block1, "),
         (["Head"], "unknown layer 'Head'; expected one of head"),
+        (["0"], "unknown layer '0'; expected one of block1.0, block2.0"),
         (["xyz"], "unknown layer 'xyz'; expected names such as block1, block2, head, unused"),
         (["layer*"], r"no layer matches 'layer\*'; expected names such as"),
         ([""], "unknown layer ''"),
