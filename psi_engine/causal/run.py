@@ -1,0 +1,276 @@
+"""``psi-engine swap RUN``: plan, run block by block, test, write.
+
+A block is some channels of one layer. Finished blocks are kept under the stage's key, so that a
+killed command goes on where it stopped; since every draw is keyed and every forward pass has one
+fixed shape, the bits are those of an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from psi_engine import artifacts
+from psi_engine.causal.config import CONDITIONS, HostKind, SwapConfig
+from psi_engine.causal.measure import activations
+from psi_engine.causal.paste import blend_weights
+from psi_engine.causal.plan import Hosts, LayerPlan, plan_hosts, square_side
+from psi_engine.causal.select import select_channels, sort_out
+from psi_engine.causal.summary import compare_conditions
+from psi_engine.causal.swap_table import edits_of, swap_rows
+from psi_engine.data import batches
+from psi_engine.embedding import refuse_unreadable
+from psi_engine.errors import InputError, RunFolderError
+from psi_engine.inputs import Inputs, reopen
+from psi_engine.mining import MICRO_BATCH
+from psi_engine.ops.backend import resolve_device
+from psi_engine.stored import StoredLayer, StoredRun, load_stored
+from psi_engine.types import Progress
+
+CAUSAL = "causal.parquet"
+CAUSAL_SUMMARY = "causal_summary.parquet"
+PARTIAL = "causal.partial"
+BLOCK = 8
+"""Channels whose images are held, swapped and written down together."""
+
+
+def swap(
+    path: str | Path, config: SwapConfig | None = None, *, progress: Progress | None = None
+) -> artifacts.Run:
+    """Swap patches into the images of a finished run's channels and test what it does.
+
+    Parameters
+    ----------
+    path : str or Path
+        A finished run folder.
+    config : SwapConfig, optional
+    progress : callable, optional
+        ``progress("swapping", images done, images in all)``.
+
+    Returns
+    -------
+    Run
+        With ``causal.parquet`` (one row per swap) and ``causal_summary.parquet`` (the tests);
+        what was left out, with reasons, is in the manifest's stage ``swap``.
+
+    Raises
+    ------
+    InputError
+        Before any work: not a finished run, channels it does not hold, a square too large, no
+        channel that can be swapped, other weights or images than the run was made with.
+    CorruptDataError
+        An image that can no longer be read.
+    """
+    config = SwapConfig() if config is None else config
+    stored = load_stored(path)
+    plans = {name: _plan(stored, layer, config) for name, layer in stored.layers.items()}
+    sites = {name: layer.sites for name, layer in stored.layers.items()}
+    chosen = select_channels(stored.run, sites, config.channels, config.top)
+    usable, skipped = sort_out(stored.run, plans, chosen)
+    kinds, notes = _host_kinds(stored, config)
+    key = swap_key(stored, config)
+    folder = artifacts.RunFolder(stored.run.path, stored.run.manifest["identity"])
+    if folder.is_done("swap", key):
+        return artifacts.open_run(folder.path)
+    inputs = reopen(stored.run, progress)
+    started = time.perf_counter()
+    _begin(folder, key)
+    blocks = [
+        [
+            plan_hosts(plans[layer], row, kind, config.per_channel)
+            for row in rows[first : first + BLOCK]
+            for kind in kinds
+        ]
+        for layer, rows in usable.items()
+        for first in range(0, len(rows), BLOCK)
+    ]
+    table = _swap_blocks(folder.path / PARTIAL / key, blocks, inputs, plans, config, progress)
+    summary = compare_conditions(table, config.bootstrap, config.seed)
+    artifacts.write_table(folder.path / CAUSAL, table)
+    artifacts.write_table(folder.path / CAUSAL_SUMMARY, summary)
+    folder.finish(
+        "swap",
+        [CAUSAL, CAUSAL_SUMMARY],
+        time.perf_counter() - started,
+        config=asdict(config),
+        side={layer: plans[layer].side for layer in usable},
+        channels=sum(map(len, usable.values())),
+        swaps=len(table),
+        nonfinite=table["delta"].null_count,
+        skipped=skipped,
+        notes=notes,
+    )
+    folder.discard(PARTIAL)
+    return artifacts.open_run(folder.path)
+
+
+def read_swaps(run: artifacts.Run) -> tuple[pa.Table, pa.Table]:
+    """The swaps of a run and their tests.
+
+    Raises
+    ------
+    RunFolderError
+        They were not made, or belong to earlier scores.
+    """
+    entry = run.manifest["stages"].get("swap", {})
+    paths = [run.path / CAUSAL, run.path / CAUSAL_SUMMARY]
+    if entry.get("status") != "done" or not all(path.exists() for path in paths):
+        raise RunFolderError(
+            f"{run.path} holds no swaps of its scores",
+            got=f"stage swap {entry.get('status', 'not begun')}",
+            fix=f"psi-engine swap {run.path}",
+        )
+    return pq.read_table(paths[0]), pq.read_table(paths[1])
+
+
+def summarise(run: artifacts.Run) -> dict[str, Any]:
+    """What swapping showed, JSON-able: pooled tests, and what was left out and why."""
+    _, tests = read_swaps(run)
+    stage = run.manifest["stages"]["swap"]
+    pooled = tests.filter(pc.not_equal(tests["level"], "channel"))
+    return {
+        "run": str(run.path),
+        "tests": pooled.drop_columns(
+            ["channel", "mean_aligned_raw", "mean_control_raw"]
+        ).to_pylist(),
+        **{name: stage[name] for name in ("channels", "swaps", "side", "nonfinite", "seconds")},
+        "skipped": stage["skipped"],
+        "notes": stage["notes"],
+    }
+
+
+def swap_key(stored: StoredRun, config: SwapConfig) -> str:
+    """What the swaps of a run depend on, as 16 hex digits."""
+    scored = stored.run.manifest["stages"]["score"]["key"]
+    return artifacts.fingerprint("swap", scored, config, resolve_device(stored.config.device).type)
+
+
+def _plan(stored: StoredRun, layer: StoredLayer, config: SwapConfig) -> LayerPlan:
+    side = square_side(layer.field, stored.image_size, config.swap_patch)
+    return LayerPlan(
+        sites=layer.sites,
+        assignments=_assignments(stored, layer),
+        mask=layer.mask,
+        field=layer.field,
+        side=side,
+        image_size=stored.image_size,
+        seed=config.seed,
+    )
+
+
+def _assignments(stored: StoredRun, layer: StoredLayer) -> Tensor:
+    """Clusters of the top sites as they were scored, int64 (channels, patches), −1 = none."""
+    table = stored.run.sites
+    ours = pc.and_(
+        pc.equal(table["layer"], layer.name), pc.equal(table["kind"].cast(pa.string()), "top")
+    )
+    table = table.filter(pc.and_(ours, pc.is_valid(table["cluster"])))
+    place = {channel: row for row, channel in enumerate(layer.sites.channels.tolist())}
+    rows = [place[channel] for channel in table["channel"].to_pylist()]
+    out = torch.full(layer.mask.shape, -1)
+    ranks, clusters = (table[name].to_numpy().astype(np.int64) for name in ("rank", "cluster"))
+    out[torch.tensor(rows, dtype=torch.int64), torch.from_numpy(ranks)] = torch.from_numpy(clusters)
+    return out
+
+
+def _host_kinds(stored: StoredRun, config: SwapConfig) -> tuple[tuple[HostKind, ...], list[str]]:
+    if stored.config.mine.reservoir or "random" not in config.host_kinds:
+        return config.host_kinds, []
+    if config.hosts == "random":
+        raise InputError(
+            "no random hosts", got="a run with reservoir = 0", fix="give --hosts top, or run again"
+        )
+    return ("top",), ["no random hosts: the run mined no random sites (reservoir = 0)"]
+
+
+def _begin(folder: artifacts.RunFolder, key: str) -> None:
+    folder.begin("swap", key)
+    kept = folder.path / PARTIAL
+    if kept.is_dir():
+        folder.discard(*(f"{PARTIAL}/{old.name}" for old in kept.iterdir() if old.name != key))
+
+
+def _swap_blocks(
+    kept: Path,
+    blocks: Sequence[Sequence[Hosts]],
+    inputs: Inputs,
+    plans: dict[str, LayerPlan],
+    config: SwapConfig,
+    progress: Progress | None,
+) -> pa.Table:
+    """The rows of all blocks; those in ``kept`` are read, the others made and kept."""
+    each = 1 + len(config.blends) * len(CONDITIONS)
+    total = sum(len(hosts) * each for block in blocks for hosts in block)
+    done, tables = 0, []
+    for number, block in enumerate(blocks):
+        path = kept / f"{number:05d}.parquet"
+        if not path.exists():
+            told = partial(_tell, progress, done, total)
+            artifacts.write_table(path, _swap_block(block, inputs, plans, config, told))
+        tables.append(pq.read_table(path))
+        done += sum(len(hosts) * each for hosts in block)
+        _tell(progress, done, total, 0)
+    return pa.concat_tables(tables)
+
+
+def _tell(progress: Progress | None, before: int, total: int, done: int) -> None:
+    if progress is not None:
+        progress("swapping", before + done, total)
+
+
+def _swap_block(
+    block: Sequence[Hosts],
+    inputs: Inputs,
+    plans: dict[str, LayerPlan],
+    config: SwapConfig,
+    progress: Callable[[int], None],
+) -> pa.Table:
+    plan = plans[block[0].layer]
+    edits, images = edits_of(block, len(config.blends))
+    weights = [blend_weights(plan.side, blend) for blend in config.blends]
+    found = activations(
+        inputs.model.module,
+        block[0].layer,
+        plan.sites.shape,
+        inputs.model.preprocess,
+        _views(inputs, images),
+        edits,
+        torch.stack([torch.zeros_like(weights[0]), *weights]),
+        device=inputs.device,
+        progress=progress,
+    )
+    span = plan.sites.stats.maximum.double() - plan.sites.stats.minimum.double()
+    each = 1 + len(config.blends) * len(CONDITIONS)
+    parts = found.split([len(hosts) * each for hosts in block])
+    return pa.concat_tables(
+        swap_rows(hosts, part, float(span[hosts.row]), config.blends)
+        for hosts, part in zip(block, parts, strict=True)
+    )
+
+
+def _views(inputs: Inputs, images: Tensor) -> Tensor:
+    """What the network sees of some images, uint8 (images, 3, S, S)."""
+    skipped: dict[int, str] = {}
+    views = []
+    for batch in batches(
+        inputs.source,
+        inputs.model.preprocess,
+        batch_size=MICRO_BATCH[inputs.device.type],
+        indices=images,
+        skipped=skipped,
+    ):
+        refuse_unreadable(inputs.source, skipped)
+        views.append(batch.views)
+    refuse_unreadable(inputs.source, skipped)
+    return torch.cat(views)
