@@ -1,21 +1,17 @@
-"""From a source to batches of views."""
+"""From a source to batches of views, in order, with what it cost the reader in time."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import pickle
-import warnings
+import time
 from collections.abc import Iterator
-from multiprocessing.context import BaseContext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from psi_engine.data.preprocess import Preprocess
-from psi_engine.data.source import CorruptImage, ImageSource
+from psi_engine.data.processes import Read, Views, read_in_processes
+from psi_engine.data.source import ImageSource
 from psi_engine.errors import CorruptDataError, DataError
 
 MAX_SKIPPED = 0.1
@@ -25,13 +21,36 @@ MAX_SKIPPED = 0.1
 class Batch(NamedTuple):
     """Some images of a source, in source order.
 
-    image_ids : int64 (batch,)
+    image_ids : int64 (batch,), on the CPU
     views : uint8 (batch, 3, S, S) to be normalised by the preprocess, or float32 (batch, …)
         from a tensor data set, to go to the model as it is
     """
 
     image_ids: Tensor
     views: Tensor
+
+
+class Loader(Iterator[Batch]):
+    """The batches of a source, to be gone through once.
+
+    Attributes
+    ----------
+    waited : float
+        Seconds the reader has spent waiting for batches so far. Beside the seconds it has been
+        at work this says whether decoding or the model is the bottleneck. With ``workers = 0``
+        all decoding is waited for; with workers only what they could not do ahead.
+    """
+
+    def __init__(self, stream: Iterator[Batch]) -> None:
+        self.waited = 0.0
+        self._stream = stream
+
+    def __next__(self) -> Batch:
+        started = time.perf_counter()
+        try:
+            return next(self._stream)
+        finally:
+            self.waited += time.perf_counter() - started
 
 
 def batches(
@@ -43,7 +62,8 @@ def batches(
     indices: Tensor | None = None,
     skipped: dict[int, str],
     max_skipped: float = MAX_SKIPPED,
-) -> Iterator[Batch]:
+    device: torch.device | None = None,
+) -> Loader:
     """Read a source batch by batch.
 
     Parameters
@@ -54,34 +74,54 @@ def batches(
     batch_size : int
         Images asked for at once; a batch is smaller where images are corrupt, and at the end.
     workers : int
-        Processes that decode; 0 = in this one. More than the machine has CPUs is cut to that.
-        Order and values do not depend on it. A script that asks for workers needs the usual
-        ``if __name__ == "__main__":``, since new processes import it.
+        Processes that decode, two batches each ahead of the reader; 0 = in this one. More than
+        the machine has CPUs is cut to that. Order and values do not depend on it. A script that
+        asks for workers needs the usual ``if __name__ == "__main__":``, since new processes
+        import it.
     indices : Tensor, optional
         int64 (n,), image ids to read, in this order; all of them by default.
     skipped : dict
         Filled with image id → reason for each image that could not be read.
     max_skipped : float
         Share of the source's images that may be corrupt, those already in ``skipped`` included.
+    device : torch.device, optional
+        Where the views are wanted. On CUDA they go there from pinned memory on a stream of
+        their own, one batch ahead; by default they stay on the CPU.
 
-    Yields
-    ------
-    Batch
-        Never empty.
+    Returns
+    -------
+    Loader
+        An iterator of :class:`Batch`, none of them empty. It reads nothing before the first is
+        asked for. While it is read it raises
+
+        - CorruptDataError as soon as more than ``max_skipped`` of the images are corrupt;
+        - DataError if a data set's tensors have different shapes, or it cannot be sent to
+          workers;
+        - PsiEngineError if a worker dies.
 
     Raises
     ------
-    CorruptDataError
-        As soon as more than ``max_skipped`` of the images are corrupt.
     DataError
-        If a data set's tensors have different shapes, or it cannot be sent to workers.
+        If ``batch_size`` is below 1.
     """
     if batch_size < 1:
         raise DataError("batch_size is too small", got=batch_size, expected="at least 1")
     wanted = list(range(len(source))) if indices is None else indices.tolist()
-    views = _Views(source, preprocess)
+    views = Views(source, preprocess)
     chunks = [wanted[i : i + batch_size] for i in range(0, len(wanted), batch_size)]
-    for read in _in_processes(views, chunks, workers) if workers else map(views.read, chunks):
+    pin = device is not None and device.type == "cuda"
+    reads = read_in_processes(views, chunks, workers, pin) if workers else map(views.read, chunks)
+    stream = _readable(reads, source, skipped, max_skipped)
+    if device is not None:
+        stream = _sent_ahead(stream, device) if pin else _sent(stream, device)
+    return Loader(stream)
+
+
+def _readable(
+    reads: Iterator[Read], source: ImageSource, skipped: dict[int, str], max_skipped: float
+) -> Iterator[Batch]:
+    """Note the images that cannot be read, and stop at too many of them."""
+    for read in reads:
         for index, reason in read.skipped:
             skipped[index] = reason
             if len(skipped) > max_skipped * len(source):
@@ -96,73 +136,32 @@ def batches(
             yield Batch(torch.tensor(read.ids, dtype=torch.int64), read.views)
 
 
-class _Read(NamedTuple):
-    ids: list[int]
-    views: Tensor | None
-    skipped: list[tuple[int, str]]
+def _sent(stream: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    for batch in stream:
+        yield Batch(batch.image_ids, batch.views.to(device))
 
 
-class _Views(Dataset[_Read]):
-    """Reads a whole batch per item, so that a batch crosses the process border as one tensor."""
+def _sent_ahead(stream: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """Copy the next batch to the GPU while the reader works on the last one."""
+    copies = torch.cuda.Stream(device)
 
-    def __init__(self, source: ImageSource, preprocess: Preprocess) -> None:
-        self.source = source
-        self.preprocess = preprocess
+    def send(batch: Batch) -> Batch:
+        pinned = batch.views if batch.views.is_pinned() else batch.views.pin_memory()
+        with torch.cuda.stream(copies):
+            return Batch(batch.image_ids, pinned.to(device, non_blocking=True))
 
-    def __getitem__(self, chunk: list[int]) -> _Read:
-        return self.read(chunk)
+    def hand_over(batch: Batch) -> Batch:
+        reader = torch.cuda.current_stream(device)
+        reader.wait_stream(copies)
+        # Its memory came from the other stream: it must not be used again before this one is done.
+        batch.views.record_stream(reader)
+        return batch
 
-    def read(self, chunk: list[int]) -> _Read:
-        ids: list[int] = []
-        views: list[Tensor] = []
-        skipped: list[tuple[int, str]] = []
-        for index in chunk:
-            try:
-                views.append(self.source.view(index, self.preprocess))
-                ids.append(index)
-            except CorruptImage as error:
-                skipped.append((index, str(error)))
-        for index, view in zip(ids, views, strict=True):
-            if view.shape != views[0].shape or view.dtype != views[0].dtype:
-                raise DataError(
-                    f"the items of {self.source.name} cannot be stacked",
-                    got=f"{_describe(views[0])} at {ids[0]}, {_describe(view)} at {index}",
-                    expected="one shape and kind for all",
-                )
-        return _Read(ids, torch.stack(views) if views else None, skipped)
-
-
-def _in_processes(views: _Views, chunks: list[list[int]], workers: int) -> Iterator[_Read]:
-    # Forking a process with running threads (OpenMP, Arrow) can deadlock; a fork server cannot.
-    served = "forkserver" in multiprocessing.get_all_start_methods()
-    context: BaseContext = multiprocessing.get_context("forkserver" if served else "spawn")
-    if served:
-        context.set_forkserver_preload([__name__])  # import torch once, not in every worker
-    loader = DataLoader(
-        views,
-        sampler=chunks,  # one chunk of indices is one item
-        batch_size=None,
-        num_workers=min(workers, _cpus(), max(1, len(chunks))),
-        multiprocessing_context=context,
-    )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's advice on pickling, given below in short
-            reads = iter(loader)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise DataError(
-            f"{views.source.name} cannot be sent to worker processes",
-            got=str(error),
-            fix="use workers=0, or define the data set at the top level of a module",
-        ) from error
-    yield from reads
-
-
-def _cpus() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _describe(view: Tensor) -> str:
-    return f"{str(view.dtype).removeprefix('torch.')} {tuple(view.shape)}"
+    sent: Batch | None = None
+    for batch in stream:
+        ready = None if sent is None else hand_over(sent)  # waits for its own copy alone
+        sent = send(batch)
+        if ready is not None:
+            yield ready
+    if sent is not None:
+        yield hand_over(sent)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from psi_engine.data import CorruptImage, batches, open_source
-from psi_engine.errors import CorruptDataError, DataError
+from psi_engine.errors import CorruptDataError, DataError, PsiEngineError
 from tests.data.pictures import SMALL, Listed, picture, read, save, write
 
 
@@ -95,3 +97,65 @@ def test_a_decompression_bomb_is_corrupt(tmp_path: Path, monkeypatch: pytest.Mon
 def test_bad_batch_size(folder: Path) -> None:
     with pytest.raises(DataError, match="batch_size is too small; got 0"):
         read(open_source(folder), batch_size=0)
+
+
+class Slow(Listed):
+    """Items that take a while."""
+
+    def __getitem__(self, index: int) -> Tensor:
+        time.sleep(0.02)
+        return super().__getitem__(index)
+
+
+class Deadly(Listed):
+    """Item 5 ends the process that reads it."""
+
+    def __getitem__(self, index: int) -> Tensor:
+        if index == 5:
+            os._exit(9)
+        return super().__getitem__(index)
+
+
+def test_the_loader_says_how_long_it_was_waited_for() -> None:
+    source = open_source(Slow(*torch.zeros(6, 3, 4, 4)))
+    loader = batches(source, SMALL, batch_size=2, skipped={})
+    assert loader.waited == 0
+    started = time.perf_counter()
+    next(loader)
+    first = loader.waited
+    assert first >= 0.04
+    time.sleep(0.05)  # the reader's own work does not count
+    assert loader.waited == first
+    assert len(list(loader)) == 2
+    assert 0.12 <= loader.waited <= time.perf_counter() - started - 0.05
+
+
+def test_a_process_that_dies_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
+    source = open_source(Deadly(*torch.zeros(8, 3, 4, 4)))
+    with pytest.raises(
+        PsiEngineError, match=r"a process that decodes images of .*Deadly died; got .*fewer --work"
+    ):
+        read(source, batch_size=2, workers=1)
+
+
+def test_errors_in_a_process_are_raised_as_they_are() -> None:
+    dataset = Listed(torch.zeros(3, 4, 4), torch.zeros(3, 4, 5))
+    with pytest.raises(DataError) as here:
+        read(open_source(dataset))
+    with pytest.raises(DataError) as there:
+        read(open_source(dataset), workers=1)
+    assert str(here.value) == str(there.value)
+
+
+def test_views_are_sent_to_a_device(folder: Path) -> None:
+    check_folder(*read(open_source(folder), device=torch.device("cpu")))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("workers", [0, 2])
+def test_views_are_sent_to_the_gpu_ahead(folder: Path, workers: int) -> None:
+    device = torch.device("cuda")
+    ids, views, skipped = read(open_source(folder), device=device, workers=workers)
+    assert views.device.type == "cuda"
+    check_folder(ids, views.cpu(), skipped)
