@@ -245,6 +245,35 @@ def validate(
 
 
 @app.command()
+def bench(
+    file: Annotated[Path, typer.Argument(metavar="SUITE", help="TOML file of [[models]].")],
+    out: _Out = None,
+    as_json: _Json = False,
+    quiet: _Quiet = False,
+    debug: _Debug = False,
+) -> None:
+    """Run many models × presets × seeds and compare them; finished runs are kept."""
+    with _reported(debug, resumable=True):
+        from psi_engine.bench import read_plan, run_suite
+        from psi_engine.report.comparison import show as show_comparison
+
+        plan, console, silent = read_plan(file, out), _console(), quiet or as_json
+
+        def screen(title: str) -> Any:
+            if not silent:
+                console.print(title, highlight=False)
+            return _screen(console, silent)
+
+        with contextlib.redirect_stdout(sys.stderr):
+            summary = run_suite(plan, screen).summary()
+        if not silent:
+            show_comparison(console, summary)
+        typer.echo(json.dumps(summary, indent=2, allow_nan=False) if as_json else summary["suite"])
+        if summary["failed"]:
+            raise typer.Exit(1)
+
+
+@app.command()
 def show(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     channel: Annotated[
