@@ -5,7 +5,7 @@ and the whole pipeline can be checked against them. Nothing is downloaded.
 """
 
 from psi_engine.demo.assets import card, images_path
-from psi_engine.demo.factories import classifier, encoder
+from psi_engine.demo.factories import classifier, encoder, second_encoder
 from psi_engine.demo.planted import planted_classes, planted_kinds
 from psi_engine.demo.run import RUN_OPTIONS, judge
 from psi_engine.demo.truth import auroc
@@ -20,4 +20,5 @@ __all__ = [
     "judge",
     "planted_classes",
     "planted_kinds",
+    "second_encoder",
 ]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 ASSETS = Path(__file__).parent / "assets"
 IMAGES, CLASSIFIER, ENCODER = "images.parquet", "classifier.safetensors", "encoder.safetensors"
+SECOND_ENCODER = "second_encoder.safetensors"
 CARD = "card.json"
 
 
@@ -21,9 +22,9 @@ def images_path() -> Path:
     return ASSETS / IMAGES
 
 
-def card() -> dict[str, Any]:
+def card(folder: Path = ASSETS) -> dict[str, Any]:
     """What the assets are: settings, versions, and the accuracies measured when made."""
-    return dict(json.loads((ASSETS / CARD).read_text(encoding="utf-8")))
+    return dict(json.loads((folder / CARD).read_text(encoding="utf-8")))
 
 
 def write_images(

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from psi_engine.demo.assets import ASSETS, CLASSIFIER, ENCODER, fingerprint, read_weights
+from psi_engine.demo.assets import (
+    ASSETS,
+    CLASSIFIER,
+    ENCODER,
+    SECOND_ENCODER,
+    fingerprint,
+    read_weights,
+)
 from psi_engine.demo.captions import tokenize
 from psi_engine.demo.networks import DIM, MEAN, STD, Classifier, DualEncoder
 from psi_engine.demo.planted import Planted
@@ -46,9 +54,18 @@ def classifier(seed: int = 0) -> tuple[Classifier, Preprocess]:
 
 def encoder() -> DemoEncoder:
     """Load the trained image-text dual encoder."""
+    return _encoder("demo", ASSETS / ENCODER)
+
+
+def second_encoder() -> DemoEncoder:
+    """Load another encoder of the same design, trained on the same pictures from another seed."""
+    return _encoder("demo-second", ASSETS / SECOND_ENCODER)
+
+
+def _encoder(name: str, path: Path) -> DemoEncoder:
     module = DualEncoder()
-    module.load_state_dict(read_weights(ASSETS / ENCODER))
-    return DemoEncoder(module.eval(), fingerprint(ASSETS / ENCODER))
+    module.load_state_dict(read_weights(path))
+    return DemoEncoder(module.eval(), fingerprint(path), name)
 
 
 class DemoEncoder:
@@ -60,9 +77,10 @@ class DemoEncoder:
         In evaluation mode.
     fingerprint : str
         Identifies the weights.
+    name : str
+        For people.
     """
 
-    name = "demo"
     dim = DIM
     image_size = SIDE
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
@@ -70,7 +88,8 @@ class DemoEncoder:
     concepts: None = None
     concept_embeddings: None = None
 
-    def __init__(self, module: DualEncoder, fingerprint: str) -> None:
+    def __init__(self, module: DualEncoder, fingerprint: str, name: str) -> None:
+        self.name = name
         self.module = module
         self.fingerprint = fingerprint
         self.device = torch.device("cpu")

@@ -1,7 +1,8 @@
-"""Draw the demo world, train its two networks and write everything the demo ships.
+"""Draw the demo world, train its networks and write everything the demo ships.
 
-``python -m psi_engine.demo.train`` takes minutes on two cores. Everything follows from the
-seed; what the networks reach on held-out images is measured here and stored with them.
+``python -m psi_engine.demo.train`` takes minutes on two cores, ``--only second-encoder`` trains
+that network alone and leaves the other files as they are. Everything follows from the seed; what
+the networks reach on held-out images is measured here and stored with them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +29,8 @@ from psi_engine.demo.assets import (
     CLASSIFIER,
     ENCODER,
     IMAGES,
+    SECOND_ENCODER,
+    card,
     half_precision,
     write_images,
     write_weights,
@@ -181,15 +185,17 @@ def train_classifier(pictures: Pictures, config: TrainConfig) -> Classifier:
     return module
 
 
-def train_encoder(pictures: Pictures, config: TrainConfig) -> DualEncoder:
+def train_encoder(pictures: Pictures, config: TrainConfig, number: int = 1) -> DualEncoder:
     """Train both towers so that a picture lies near the captions that are true of it.
 
-    The loss is the contrastive one of CLIP (Radford et al. 2021) with every true caption of the
-    batch as a target, for a caption that leaves things out is true of many pictures.
+    ``number`` sets the seed apart: it draws the first weights, the order of the pictures, what is
+    done to them and their captions. The loss is the contrastive one of CLIP (Radford et al. 2021)
+    with every true caption of the batch as a target, for a caption that leaves things out is true
+    of many pictures.
     """
-    torch.manual_seed(config.seed + 1)
-    random = torch.Generator().manual_seed(config.seed + 1)
-    words = np.random.default_rng(config.seed + 1)
+    torch.manual_seed(config.seed + number)
+    random = torch.Generator().manual_seed(config.seed + number)
+    words = np.random.default_rng(config.seed + number)
     module = DualEncoder()
 
     def loss(batch: Tensor) -> Tensor:
@@ -220,14 +226,19 @@ def _in_batches(module: torch.nn.Module, pixels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def measure(classifier: Classifier, encoder: DualEncoder, pictures: Pictures) -> dict[str, float]:
-    """Accuracies on held-out pictures: the classifier's, and the encoder's without training.
+def measure_classifier(classifier: Classifier, pictures: Pictures) -> float:
+    """Share of held-out pictures whose class the classifier finds."""
+    return _share(_in_batches(classifier, pictures.pixels).argmax(1) == pictures.labels)
+
+
+@torch.no_grad()
+def measure_encoder(encoder: DualEncoder, pictures: Pictures) -> dict[str, float]:
+    """Accuracies of an encoder on held-out pictures, without training.
 
     The encoder names a picture by the nearest caption: of every class (32), shape (8), texture
     (5) or colour (8), and of classes once more on the shape-texture-colour combinations that
     training never showed.
     """
-    logits = _in_batches(classifier, pictures.pixels)
     image = _in_batches(encoder.image, pictures.pixels)
     random = np.random.default_rng(0)
 
@@ -239,15 +250,18 @@ def measure(classifier: Classifier, encoder: DualEncoder, pictures: Pictures) ->
     shapes = nearest([(i, -1, -1, -1) for i in range(len(SHAPES))])
     textures = nearest([(-1, i, -1, -1) for i in range(len(TEXTURES))])
     colours = nearest([(-1, -1, i, -1) for i in range(len(COLOURS))])
-    share = {
-        "classifier": logits.argmax(1) == pictures.labels,
-        "encoder_class": found,
-        "encoder_class_unseen_combination": found[pictures.unseen],
-        "encoder_shape": shapes == pictures.attributes[:, 0],
-        "encoder_texture": textures == pictures.attributes[:, 1],
-        "encoder_colour": colours == pictures.attributes[:, 2],
+    hits = {
+        "class": found,
+        "class_unseen_combination": found[pictures.unseen],
+        "shape": shapes == pictures.attributes[:, 0],
+        "texture": textures == pictures.attributes[:, 1],
+        "colour": colours == pictures.attributes[:, 2],
     }
-    return {name: round(hit.float().mean().item(), 4) for name, hit in share.items()}
+    return {name: _share(hit) for name, hit in hits.items()}
+
+
+def _share(hit: Tensor) -> float:
+    return round(hit.float().mean().item(), 4)
 
 
 def train(config: TrainConfig, out: Path) -> dict[str, float]:
@@ -269,14 +283,39 @@ def train(config: TrainConfig, out: Path) -> dict[str, float]:
         {**classifier.state_dict(), "planted.mean": mean, "planted.std": std},
     )
     write_weights(out / ENCODER, encoder.state_dict())
-    accuracy = measure(classifier, encoder, test)
-    card = {
-        "accuracy": accuracy,
-        "config": asdict(config),
-        "versions": {"torch": torch.__version__, "numpy": np.__version__, "pillow": pillow},
-    }
-    (out / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-    return accuracy
+    accuracy = {"classifier": measure_classifier(classifier, test)}
+    accuracy |= _prefixed("encoder", measure_encoder(encoder, test))
+    second = train_second_encoder(learn, test, config, out)
+    _write_card(out, {"accuracy": accuracy, "config": asdict(config), "versions": _versions()})
+    _tell_of_second_encoder(out, second)
+    return accuracy | _prefixed("second_encoder", second)
+
+
+def train_second_encoder(
+    learn: Pictures, test: Pictures, config: TrainConfig, out: Path
+) -> dict[str, float]:
+    """Train another encoder on the same pictures, write it to ``out`` and measure it."""
+    encoder = train_encoder(learn, config, number=2)
+    encoder.load_state_dict(half_precision(encoder.state_dict()))
+    write_weights(out / SECOND_ENCODER, encoder.state_dict())
+    return measure_encoder(encoder, test)
+
+
+def _tell_of_second_encoder(out: Path, accuracy: dict[str, float]) -> None:
+    facts = {"accuracy": accuracy, "versions": _versions(), "threads": torch.get_num_threads()}
+    _write_card(out, {**card(out), "second_encoder": facts})
+
+
+def _prefixed(name: str, accuracy: dict[str, float]) -> dict[str, float]:
+    return {f"{name}_{what}": share for what, share in accuracy.items()}
+
+
+def _versions() -> dict[str, str]:
+    return {"torch": torch.__version__, "numpy": np.__version__, "pillow": pillow}
+
+
+def _write_card(out: Path, facts: dict[str, Any]) -> None:
+    (out / CARD).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -287,10 +326,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--held-out", type=int, default=TrainConfig.held_out)
     parser.add_argument("--calibration", type=int, default=TrainConfig.calibration)
     parser.add_argument("--epochs", type=int, default=TrainConfig.epochs)
+    parser.add_argument("--only", choices=("second-encoder",), help="leave the other files")
     parser.add_argument("--out", type=Path, default=ASSETS)
     options = vars(parser.parse_args(arguments))
-    out = options.pop("out")
-    accuracy = train(TrainConfig(**options), out)
+    out, only = options.pop("out"), options.pop("only")
+    config = TrainConfig(**options)
+    if only is None:
+        accuracy = train(config, out)
+    else:
+        learn = _pictures(training_scene, config.images, config)
+        test = _pictures(held_out_scene, config.held_out, config)
+        accuracy = train_second_encoder(learn, test, config, out)
+        _tell_of_second_encoder(out, accuracy)
     for name, value in accuracy.items():
         print(f"{name}: {value:.4f}")
 

@@ -39,19 +39,23 @@ def logits(model, images):
 
 @pytest.fixture(scope="module")
 def embeddings(images):
-    encoder = demo.encoder()
-    return torch.cat([encoder.encode_images(part / 255) for part in images[0].split(256)])
+    found = {}
+    for encoder in (demo.encoder(), demo.second_encoder()):
+        parts = [encoder.encode_images(part / 255) for part in images[0].split(256)]
+        found["encoder" if encoder.name == "demo" else "second_encoder"] = torch.cat(parts)
+    return found
 
 
 def test_assets_are_small_and_told_about():
     files = [path for path in ASSETS.iterdir() if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 4.5e6
+    assert sum(path.stat().st_size for path in files) <= 5e6
     assert {path.name for path in files} == {
         "NOTICE",
         "card.json",
         "classifier.safetensors",
         "encoder.safetensors",
         "images.parquet",
+        "second_encoder.safetensors",
     }
     assert demo.card()["config"]["seed"] == 0
     assert set(demo.card()["versions"]) == {"torch", "numpy", "pillow"}
@@ -73,8 +77,9 @@ def test_classifier_reaches_what_the_card_says(logits, images):
     assert accuracy > 0.92
 
 
-def test_encoder_names_classes_it_was_never_told_of(images, embeddings):
-    encoder, image = demo.encoder(), embeddings
+@pytest.mark.parametrize("which", ["encoder", "second_encoder"])
+def test_encoders_name_classes_they_were_never_told_of(which, images, embeddings):
+    encoder, image = getattr(demo, which)(), embeddings[which]
     texts = [template.format(name) for template in TEMPLATES for name in CLASS_NAMES]
     text = encoder.encode_texts(texts)
     assert image.shape == (1920, encoder.dim)
@@ -86,8 +91,20 @@ def test_encoder_names_classes_it_was_never_told_of(images, embeddings):
         assert accuracy > 0.87  # chance is 1/32
 
 
-def test_encoder_does_not_mind_words_it_does_not_know():
-    encoder = demo.encoder()
+def test_second_encoder_reaches_what_the_card_says_in_a_space_of_its_own(images, embeddings):
+    encoder, image = demo.second_encoder(), embeddings["second_encoder"]
+    assert encoder.fingerprint != demo.encoder().fingerprint
+    assert encoder.name != demo.encoder().name
+    text = encoder.encode_texts([f"a {name}" for name in CLASS_NAMES])
+    accuracy = ((image @ text.T).argmax(1) == images[1]).float().mean().item()
+    assert accuracy == pytest.approx(demo.card()["second_encoder"]["accuracy"]["class"], abs=0.02)
+    foreign = ((embeddings["encoder"] @ text.T).argmax(1) == images[1]).float().mean().item()
+    assert foreign < 0.2
+
+
+@pytest.mark.parametrize("which", ["encoder", "second_encoder"])
+def test_encoders_do_not_mind_words_they_do_not_know(which):
+    encoder = getattr(demo, which)()
     plain = encoder.encode_texts(list(CLASS_NAMES))
     framed = encoder.encode_texts(
         [f"a blurry snapshot in which a {name} can be seen" for name in CLASS_NAMES]
@@ -128,11 +145,11 @@ def test_psi_tells_planted_units_apart_where_s_does_not(seed, labelled, images, 
     tops = planted_tops(seed, images, logits)
     vocabulary = build_vocabulary(CLASS_NAMES)
     scores = score(
-        embeddings[tops],
+        embeddings["encoder"][tops],
         images[1][tops] if labelled else None,
         demo.encoder().encode_texts(list(vocabulary.texts)),
         vocabulary.concept_ids,
-        pool=embeddings,
+        pool=embeddings["encoder"],
         config=ScoreConfig(seed=seed),
         device="cpu",
     )

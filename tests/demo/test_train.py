@@ -24,7 +24,12 @@ def test_a_tiny_training_writes_every_asset_and_repeats_itself(tmp_path, capsys)
     options = ["--images", "128", "--held-out", "64", "--calibration", "64", "--epochs", "1"]
     for name in ("one", "two"):
         train.main([*options, "--out", str(tmp_path / name)])
-    for file in ("images.parquet", "classifier.safetensors", "encoder.safetensors"):
+    for file in (
+        "images.parquet",
+        "classifier.safetensors",
+        "encoder.safetensors",
+        "second_encoder.safetensors",
+    ):
         one, two = ((tmp_path / name / file).read_bytes() for name in ("one", "two"))
         assert one == two, file
     card = json.loads((tmp_path / "one" / "card.json").read_text())
@@ -35,4 +40,14 @@ def test_a_tiny_training_writes_every_asset_and_repeats_itself(tmp_path, capsys)
     Classifier(Planted(blank, blank)).load_state_dict(
         read_weights(tmp_path / "one" / "classifier.safetensors")
     )
-    DualEncoder().load_state_dict(read_weights(tmp_path / "one" / "encoder.safetensors"))
+    encoders = [
+        read_weights(tmp_path / "one" / f"{name}.safetensors")
+        for name in ("encoder", "second_encoder")
+    ]
+    for state in encoders:
+        DualEncoder().load_state_dict(state)
+    assert not torch.equal(encoders[0]["image.project.weight"], encoders[1]["image.project.weight"])
+    before = {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()}
+    (tmp_path / "one" / "second_encoder.safetensors").unlink()
+    train.main([*options, "--only", "second-encoder", "--out", str(tmp_path / "one")])
+    assert {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()} == before
