@@ -31,13 +31,22 @@ class Options:
     """Draws, at most, of nulls that every channel needs its own of."""
     null_channels: int = 200
     """Random sets per layer that are scored as if they were channels."""
+    second_encoder: str | None = None
+    """Encoder to compare the run's with; None = for the demo's own, its sister, else none."""
+    second_encoder_weights: str | None = None
+    """A pretrained tag or a file; None = the encoder's default."""
+    examples: int = 3
+    """Channels shown of the highest PSI, as many of the lowest, in each layer."""
+    variants: bool = False
+    """Also compare what must be mined or cut anew: a larger K, other crops, other site policies."""
     seed: int = 0
     device: str | None = None
     """Where models run; None = as the run says. Never changes what a table means."""
 
     def __post_init__(self) -> None:
         for name, least in (
-            ("bootstrap", 20), ("channel_replicates", 2), ("null_channels", 4), ("seed", 0)
+            ("bootstrap", 20), ("channel_replicates", 2), ("null_channels", 4), ("examples", 1),
+            ("seed", 0),
         ):  # fmt: skip
             if getattr(self, name) < least:
                 raise InputError(
