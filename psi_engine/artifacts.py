@@ -9,6 +9,7 @@ stages that depend on it and of no other.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -24,11 +25,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from psi_engine.errors import InputError, RunFolderError
+from psi_engine.distributed import ALONE, World
+from psi_engine.errors import DiskFullError, InputError, RunFolderError
 from psi_engine.types import (
     ActivationShape,
     ActivationStats,
@@ -53,18 +55,45 @@ _MINED_PARTS: dict[str, Any] = {
 _RECORDED = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "numba", "pyarrow")
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling of ``path``; rename it into place when the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Yield a temporary sibling of ``path``; rename it into place when the block succeeds.
+
+    Raises
+    ------
+    DiskFullError
+        There is no room; what stood at ``path`` stays.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with full_disk_told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def full_disk_told(path: Path) -> Iterator[None]:
+    """Turn the system's "no space left" into a :class:`DiskFullError` that says how to go on."""
     try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except (OSError, SafetensorError) as error:
+        # safetensors tells the system's error in words only
+        number = getattr(error, "errno", None)
+        if number not in _FULL and os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        raise DiskFullError(
+            "no room to write a file",
+            got=f"{path}: {error}",
+            fix="free some space, then give the same command again; what is saved stays",
+        ) from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -170,6 +199,9 @@ class RunFolder:
     identity : Mapping[str, str]
         What makes two runs the same run: model, weights, data (names and fingerprints). A folder
         that holds another identity, another schema version or foreign files is refused.
+    world : World
+        The ranks of the job. All call the same methods; rank 0 alone reads and writes, and what
+        it found holds for all.
 
     Raises
     ------
@@ -177,8 +209,12 @@ class RunFolder:
         With what the folder holds and what would have been written.
     """
 
-    def __init__(self, path: Path, identity: Mapping[str, str]) -> None:
-        self.path = path
+    def __init__(self, path: Path, identity: Mapping[str, str], world: World = ALONE) -> None:
+        self.path, self._world = path, world
+        self.manifest: dict[str, Any] = world.from_main(lambda: self._open(identity))
+
+    def _open(self, identity: Mapping[str, str]) -> dict[str, Any]:
+        path = self.path
         refuse_other_run(path, identity)
         old = _existing_manifest(path)
         try:
@@ -189,7 +225,7 @@ class RunFolder:
             ) from error
         for leftover in path.rglob(".*.tmp"):  # of a killed process
             leftover.unlink(missing_ok=True)
-        self.manifest: dict[str, Any] = old or {
+        return old or {
             "schema_version": SCHEMA_VERSION,
             "created": _now(),
             "identity": dict(identity),
@@ -204,15 +240,16 @@ class RunFolder:
     def save(self) -> None:
         """Save the manifest."""
         self.manifest["updated"] = _now()
-        write_json(self.path / MANIFEST, self.manifest)
+        if self._world.main:
+            write_json(self.path / MANIFEST, self.manifest)
 
     def is_done(self, stage: str, key: str) -> bool:
         """Whether the stage finished under this key and its files are still there."""
         entry = self.manifest["stages"].get(stage, {})
-        return (
-            entry.get("key") == key
-            and entry.get("status") == "done"
-            and all((self.path / name).exists() for name in entry["files"])
+        if entry.get("key") != key or entry.get("status") != "done":
+            return False
+        return self._world.from_main(
+            lambda: all((self.path / name).exists() for name in entry["files"])
         )
 
     def begin(self, stage: str, key: str) -> None:
@@ -237,7 +274,7 @@ class RunFolder:
 
     def discard(self, *names: str) -> None:
         """Remove partial files of an earlier attempt."""
-        for name in names:
+        for name in names if self._world.main else ():
             path = self.path / name
             if path.is_dir():
                 shutil.rmtree(path)

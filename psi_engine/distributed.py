@@ -198,10 +198,11 @@ ALONE = World()
 
 def launched_rank() -> int:
     """The rank that the environment gives this process; 0 without a launcher."""
-    return int(os.environ["RANK"]) if _launched() else 0
+    return int(os.environ["RANK"]) if launched() else 0
 
 
-def _launched() -> bool:
+def launched() -> bool:
+    """Whether a launcher made this process a rank among several."""
     return all(name in os.environ for name in _LAUNCHED) and int(os.environ["WORLD_SIZE"]) > 1
 
 
@@ -226,7 +227,7 @@ def join(device: str = "auto") -> Iterator[World]:
         One GPU is named for several ranks, or a machine has more ranks than GPUs.
     """
     joined = dist.is_available() and dist.is_initialized()
-    if not joined and not _launched():
+    if not joined and not launched():
         yield ALONE
         return
     local_rank = int(os.environ.get("LOCAL_RANK", 0))

@@ -2,32 +2,40 @@
 
 The crops are sorted by (image, box). They are cut from the model's own view of the image (the
 resized, centre-cropped uint8 picture the network saw), resized to the encoder's input on the
-device, and encoded in blocks of one fixed size, so that neither loading nor resuming changes the
-bits of a row. After each block the rows are flushed and their number written down.
+device, and encoded in blocks of one fixed size, so that neither loading nor resuming nor the
+number of ranks changes the bits of a row. A block's rows are on the disk before they are counted
+as done; ranks share the blocks and write files of their own, which rank 0 puts together.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from psi_engine.artifacts import write_json
+from psi_engine.artifacts import atomic, full_disk_told, write_json
 from psi_engine.data import ImageSource, Preprocess, batches
+from psi_engine.distributed import ALONE, World
 from psi_engine.encoders import Encoder
 from psi_engine.errors import CorruptDataError
 from psi_engine.patches import crop_and_resize
+from psi_engine.ranges import Ranges
 from psi_engine.types import Boxes, Progress
 
 BLOCK = 256
 """Crops encoded together and written down together."""
 
 EMBEDDINGS = "embeddings/embeddings.npy"
-POSITION = "embeddings/position.json"
+PARTS = "embeddings/parts"
+"""Folder of the rows that are done while the stage runs."""
+
+_COPIED = 1 << 24
 
 
 def embed_boxes(
@@ -42,17 +50,20 @@ def embed_boxes(
     batch_size: int,
     workers: int = 0,
     progress: Progress | None = None,
+    world: World = ALONE,
 ) -> Path:
     """Embed the boxes into ``folder``/embeddings/embeddings.npy, float32 (n, dim), unit rows.
 
     Parameters
     ----------
     key : str
-        Of the stage. A partial file of the same key is continued, of another key overwritten.
+        Of the stage. Rows done under the same key are kept, those of another key dropped.
     boxes : Boxes
         Sorted by image id.
     batch_size, workers : int
         Of image loading.
+    world : World
+        Ranks that share the work, in one folder; each sees the whole array on return.
 
     Returns
     -------
@@ -63,34 +74,91 @@ def embed_boxes(
     ------
     CorruptDataError
         When an image that was readable while mining no longer is.
+    DiskFullError
+        There is no room; rows that are done stay.
     """
-    path, position = folder / EMBEDDINGS, folder / POSITION
     shape = (len(boxes.image_ids), encoder.dim)
-    done = _rows_done(path, position, key, shape)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not done:  # first: a position of other work must not outlive the rows it counts
-        position.unlink(missing_ok=True)
-    mode = "r+" if done else "w+"
-    array = np.lib.format.open_memmap(path, mode, dtype=np.float32, shape=shape)
-    for crops in _blocks(source, preprocess, boxes, encoder, done, device, batch_size, workers):
-        rows = encoder.encode_images(crops).cpu().numpy()
-        array[done : done + len(rows)] = rows
-        array.flush()
-        done += len(rows)
-        write_json(position, {"key": key, "rows": done})
-        if progress is not None:
-            progress("embedding", done, shape[0])
-    if done < shape[0]:
-        raise CorruptDataError("rows are missing", got=done, expected=shape[0])
+    blocks = -(-shape[0] // BLOCK)
+    path, parts = folder / EMBEDDINGS, folder / PARTS
+    done = world.from_main(lambda: _rows_done(parts, key, shape))
+    todo = Ranges.of([(0, blocks)]) - Ranges.of(
+        (first // BLOCK, -(-(first + rows) // BLOCK)) for first, rows in done
+    )
+    finished = blocks - len(todo)
+    for start, stop in todo.slice(world.share(len(todo))):
+        first, end = start * BLOCK, min(stop * BLOCK, shape[0])
+        part = _Part(parts, first, key, shape)
+        wanted = Boxes(boxes.image_ids[first:end].contiguous(), boxes.xyxy[first:end])
+        for crops in _blocks(source, preprocess, wanted, encoder, device, batch_size, workers):
+            part.append(encoder.encode_images(crops).cpu().numpy())
+            finished += world.size  # the others are about as far
+            if progress is not None:
+                progress("embedding", min(finished * BLOCK, shape[0]), shape[0])
+        if part.rows < end - first:
+            raise CorruptDataError("rows are missing", got=part.rows, expected=end - first)
+    world.wait()
+    world.from_main(lambda: _put_together(path, parts, key, shape))
     return path
 
 
-def _rows_done(path: Path, position: Path, key: str, shape: tuple[int, int]) -> int:
-    if not (path.exists() and position.exists()):
-        return 0
-    state = json.loads(position.read_text(encoding="utf-8"))
-    whole = state["key"] == key and np.load(path, mmap_mode="r").shape == shape
-    return int(state["rows"]) if whole else 0
+@dataclass
+class _Part:
+    """Rows from ``first`` on, in a file of their own, and beside it how many are done."""
+
+    folder: Path
+    first: int
+    key: str
+    shape: tuple[int, int]
+    rows: int = 0
+
+    @property
+    def data(self) -> Path:
+        return self.folder / f"{self.first:012d}.f32"
+
+    def append(self, rows: np.ndarray) -> None:
+        """Write rows at the end, then the new count: what a kill leaves beyond it is nothing."""
+        note = self.data.with_suffix(".json")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.rows:
+            note.unlink(missing_ok=True)
+        with full_disk_told(self.data), open(self.data, "ab" if self.rows else "wb") as file:
+            file.write(rows.astype("<f4").tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        self.rows += len(rows)
+        write_json(note, {"key": self.key, "shape": self.shape, "rows": self.rows})
+
+
+def _rows_done(parts: Path, key: str, shape: tuple[int, int]) -> list[tuple[int, int]]:
+    """(first, rows) of each finished part of this work, in order; what else is there goes."""
+    found = []
+    for data in sorted(parts.glob("*.f32")):
+        note = data.with_suffix(".json")
+        held = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
+        if held.get("key") == key and held["shape"] == list(shape):
+            found.append((int(data.stem), int(held["rows"])))
+        else:
+            note.unlink(missing_ok=True)
+            data.unlink()
+    return found
+
+
+def _put_together(path: Path, parts: Path, key: str, shape: tuple[int, int]) -> None:
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    with atomic(path) as temporary, open(temporary, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        end = 0
+        for first, rows in _rows_done(parts, key, shape):
+            if first != end:
+                raise CorruptDataError("rows are missing", got=f"{first} after {end}")
+            with open(parts / f"{first:012d}.f32", "rb") as part:
+                left = rows * shape[1] * 4  # a kill may have left half a block beyond
+                while left and (piece := part.read(min(left, _COPIED))):
+                    file.write(piece)
+                    left -= len(piece)
+            end = first + (0 if left else rows)
+        if end != shape[0]:
+            raise CorruptDataError("rows are missing", got=end, expected=shape[0])
 
 
 def _blocks(
@@ -98,13 +166,12 @@ def _blocks(
     preprocess: Preprocess,
     boxes: Boxes,
     encoder: Encoder,
-    start: int,
     device: torch.device,
     batch_size: int,
     workers: int,
 ) -> Iterator[Tensor]:
-    """Yield the crops from row ``start`` on, float32 (≤ BLOCK, 3, size, size) in [0, 1]."""
-    image_ids, xyxy = boxes.image_ids[start:].contiguous(), boxes.xyxy[start:]
+    """Yield the crops, float32 (≤ BLOCK, 3, size, size) in [0, 1]."""
+    image_ids, xyxy = boxes
     indices = torch.unique_consecutive(image_ids)
     skipped: dict[int, str] = {}
     pending: list[Tensor] = []

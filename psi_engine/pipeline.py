@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,11 +19,14 @@ from torch import Tensor
 
 from psi_engine import artifacts
 from psi_engine.baselines import measure_all
-from psi_engine.config import MineConfig, RunConfig
+from psi_engine.config import MineConfig, RunConfig, ScoreConfig
 from psi_engine.data import batches
-from psi_engine.embedding import EMBEDDINGS, POSITION, embed_boxes
+from psi_engine.distributed import World, join
+from psi_engine.embedding import EMBEDDINGS, PARTS, embed_boxes
 from psi_engine.inputs import Inputs, check, embed_texts, run_folder
-from psi_engine.mining import dead_channels, mine
+from psi_engine.mining import dead_channels
+from psi_engine.mining_pass import PARTIAL, mine_images, work_of
+from psi_engine.ops.backend import memory_budget
 from psi_engine.patches import collect_patches, receptive_field, site_boxes
 from psi_engine.scores.describe import describe_clusters
 from psi_engine.stored import (
@@ -35,10 +39,7 @@ from psi_engine.stored import (
 from psi_engine.tables import KINDS, channel_table, cluster_table, site_table
 from psi_engine.types import LayerSites, Mined, PatchSet, Progress, ReceptiveField, Scores
 
-MINING_STATE = "mining.partial.safetensors"
 BOXES = "embeddings/boxes.parquet"
-CHECKPOINT_IMAGES = 4096
-"""Images between two saved states of a running mining stage."""
 
 
 def run(config: RunConfig, *, progress: Progress | None = None) -> artifacts.Run:
@@ -61,82 +62,88 @@ def run(config: RunConfig, *, progress: Progress | None = None) -> artifacts.Run
         For anything wrong with the options, the device, the model, its weights, the layers, the
         channels, the data or the encoder, before any work.
     """
+    artifacts.refuse_other_run(run_folder(config), {"model": config.model})
+    with join(config.device) as world:
+        return _run(config, progress if world.main else None, world)
+
+
+def _run(config: RunConfig, progress: Progress | None, world: World) -> artifacts.Run:
     started = time.perf_counter()
-    inputs = check(config, progress)
+    inputs = _inputs(config, progress, world)
     out = run_folder(config)
-    folder = artifacts.RunFolder(out, inputs.identity)
+    folder = artifacts.RunFolder(out, inputs.identity, world)
+    world.require_shared(out)
     folder.describe(
         config=asdict(config),
         versions=artifacts.versions(),
         device=_device_name(inputs.device),
         backend=inputs.backend,
+        ranks=world.size,
         threads=torch.get_num_threads(),
         fingerprints=inputs.fingerprints,
         image_size=inputs.model.preprocess.image_size,
         model={"name": inputs.model.name, "weights": inputs.model.weights},
+        layers={"depth": inputs.chosen.depths, "left_out": inputs.chosen.left_out},
         encoder={"name": inputs.encoder.name, "text": inputs.encoder.text},
         preparation_seconds=round(time.perf_counter() - started, 3),
     )
-    mined, mine_key = _mine(folder, config, inputs, progress)
-    patches, fields, patch_key = _patches(folder, config, inputs, mined, mine_key)
-    embedding_key = _embed(folder, config, inputs, patches, patch_key, progress)
-    _score(folder, config, inputs, mined, patches, fields, embedding_key, progress)
+    mined, mine_key = _mine(folder, config, inputs, progress, world)
+    patches, fields, patch_key = _patches(folder, config, inputs, mined, mine_key, world)
+    embedding_key = _embed(folder, config, inputs, patches, patch_key, progress, world)
+    _score(folder, config, inputs, mined, patches, fields, embedding_key, progress, world)
+    world.wait()
     return artifacts.open_run(out)
 
 
+def _inputs(config: RunConfig, progress: Progress | None, world: World) -> Inputs:
+    """Find and check the inputs, the same on every rank, each on its own device."""
+    if world.size == 1:
+        return check(config, progress)
+    placed = replace(config, device=str(world.device))
+    inputs = world.in_turn(lambda: check(placed, progress))
+    for name, value in inputs.fingerprints.items():
+        world.require_same(name, value)
+    world.require_same("versions of torch", torch.__version__)
+    world.require_same("numbers of threads", torch.get_num_threads())
+    return inputs
+
+
 def _mine(
-    folder: artifacts.RunFolder, config: RunConfig, inputs: Inputs, progress: Progress | None
+    folder: artifacts.RunFolder,
+    config: RunConfig,
+    inputs: Inputs,
+    progress: Progress | None,
+    world: World,
 ) -> tuple[Mined, str]:
-    key = artifacts.fingerprint(
-        "mine",
-        inputs.identity,
-        {layer: inputs.channels[layer] for layer in inputs.layers},
-        inputs.model.preprocess,
-        replace(config.mine, batch_size=1),
-        inputs.device.type,
-    )
-    path, state_path = folder.path / MINED, folder.path / MINING_STATE
-    if folder.is_done("mine", key):
-        return artifacts.read_mined(path), key
+    work = work_of(config, inputs)
+    path = folder.path / MINED
+    if folder.is_done("mine", work.key):
+        return artifacts.read_mined(path), work.key
     started = time.perf_counter()
-    state = None
-    if state_path.exists():
-        state, notes = artifacts.read_tensors(state_path)
-        if notes.get("key") != key:
-            state = None
-    folder.begin("mine", key)
-    skipped: dict[int, str] = {}
-    mined = mine(
-        inputs.model,
-        inputs.source,
-        inputs.layers,
-        config.mine,
-        channels=inputs.channels,
-        device=inputs.device,
-        workers=config.workers,
-        progress=progress,
-        state=state,
-        checkpoint=lambda saved: artifacts.write_tensors(state_path, saved, {"key": key}),
-        checkpoint_every=CHECKPOINT_IMAGES,
-        skipped=skipped,
-    )
-    artifacts.write_mined(path, mined)
-    folder.finish(
-        "mine",
-        [MINED],
-        time.perf_counter() - started,
-        images=mined[inputs.layers[0]].images,
-        skipped=[
+    folder.begin("mine", work.key)
+    found = mine_images(folder.path, work, config, inputs, progress, world)
+    facts: dict[str, Any] = {}
+    if found is not None:
+        mined, skipped = found
+        artifacts.write_mined(path, mined)
+        facts["images"] = mined[inputs.layers[0]].images
+        facts["skipped"] = [
             {"image_id": i, "key": inputs.source.keys[i], "reason": reason}
             for i, reason in sorted(skipped.items())
-        ],
-    )
-    folder.discard(MINING_STATE)
-    return mined, key
+        ]
+    folder.finish("mine", [MINED], time.perf_counter() - started, **facts)
+    folder.discard(PARTIAL)
+    world.wait()
+    return artifacts.read_mined(path), work.key
 
 
 def _patches(
-    folder: artifacts.RunFolder, config: RunConfig, inputs: Inputs, mined: Mined, mine_key: str
+    folder: artifacts.RunFolder,
+    config: RunConfig,
+    inputs: Inputs,
+    mined: Mined,
+    mine_key: str,
+    world: World,
 ) -> tuple[PatchSet, dict[str, ReceptiveField], str]:
     key = artifacts.fingerprint("patches", mine_key, config.patches)
     side = inputs.model.preprocess.image_size
@@ -146,24 +153,28 @@ def _patches(
     else:
         started = time.perf_counter()
         folder.begin("patches", key)
-        probes = None
-        if config.patches.patch == "effective":
-            probes = _probe_images(inputs, config.patches.probe_images)
-        fields = {
-            layer: receptive_field(
-                inputs.model.module,
-                layer,
-                side,
-                config.patches.patch,
-                images=probes,
-                energy=config.patches.energy,
-                shape=inputs.shapes[layer],
-            )
-            for layer in inputs.layers
-        }
+        fields = world.from_main(lambda: _fields(config, inputs, side))
         facts = {layer: field._asdict() for layer, field in fields.items()}
         folder.finish("patches", [], time.perf_counter() - started, fields=facts)
     return collect_patches(mined, fields, side), fields, key
+
+
+def _fields(config: RunConfig, inputs: Inputs, side: int) -> dict[str, ReceptiveField]:
+    probes = None
+    if config.patches.patch == "effective":
+        probes = _probe_images(inputs, config.patches.probe_images)
+    return {
+        layer: receptive_field(
+            inputs.model.module,
+            layer,
+            side,
+            config.patches.patch,
+            images=probes,
+            energy=config.patches.energy,
+            shape=inputs.shapes[layer],
+        )
+        for layer in inputs.layers
+    }
 
 
 def _probe_images(inputs: Inputs, count: int) -> Tensor:
@@ -180,6 +191,7 @@ def _embed(
     patches: PatchSet,
     patch_key: str,
     progress: Progress | None,
+    world: World,
 ) -> str:
     key = artifacts.fingerprint("embed", patch_key, inputs.encoder.fingerprint, inputs.device.type)
     if folder.is_done("embed", key):
@@ -197,12 +209,12 @@ def _embed(
         batch_size=config.mine.batch_size,
         workers=config.workers,
         progress=progress,
+        world=world,
     )
-    corners = {
-        name: patches.boxes.xyxy[:, i].numpy() for i, name in enumerate(("x0", "y0", "x1", "y1"))
-    }
-    index = pa.table({"image_id": patches.boxes.image_ids.numpy(), **corners})
-    artifacts.write_table(folder.path / BOXES, index)
+    if world.main:
+        corners = zip(("x0", "y0", "x1", "y1"), patches.boxes.xyxy.numpy().T, strict=True)
+        index = pa.table({"image_id": patches.boxes.image_ids.numpy(), **dict(corners)})
+        artifacts.write_table(folder.path / BOXES, index)
     folder.finish(
         "embed",
         [EMBEDDINGS, BOXES],
@@ -210,7 +222,7 @@ def _embed(
         crops=len(patches.boxes.image_ids),
         dim=inputs.encoder.dim,
     )
-    folder.discard(POSITION)
+    folder.discard(PARTS)
     return key
 
 
@@ -223,6 +235,7 @@ def _score(
     fields: Mapping[str, ReceptiveField],
     embedding_key: str,
     progress: Progress | None,
+    world: World,
 ) -> None:
     prompts = inputs.prompts
     vocabulary = artifacts.fingerprint(
@@ -242,11 +255,12 @@ def _score(
         return
     started = time.perf_counter()
     folder.begin("score", key)
-    texts = embed_texts(inputs)
+    texts = world.from_main(lambda: embed_texts(inputs))
     source = inputs.source
-    write_score_inputs(
-        folder.path / SCORE_INPUTS, source.labels, texts, source.class_names, inputs.concepts
-    )
+    if world.main:
+        write_score_inputs(
+            folder.path / SCORE_INPUTS, source.labels, texts, source.class_names, inputs.concepts
+        )
     embeddings = torch.from_numpy(np.load(folder.path / EMBEDDINGS, mmap_mode="c"))
     tables: dict[str, list[pa.Table]] = {"channels": [], "clusters": [], "sites": []}
     notes: dict[str, list[str]] = {}
@@ -255,13 +269,16 @@ def _score(
         sites, mask, z = stored.sites, stored.mask, stored.embeddings
         scores = stored.score(
             texts,
-            config.score,
+            _settings(config, inputs, world),
             device=inputs.device,
             backend=config.backend,
             progress=_for_layer(progress, layer, number, len(layers)),
             embeddings=z,
             mask=mask,
+            world=world,
         )
+        if not world.main:
+            continue
         scores = _explain(scores, sites, config.mine)
         clusters = describe_clusters(z, scores, texts.embeddings, texts.concept_ids)
         peers = measure_all(z, sites.unit_range[:, : z.shape[1]], mask.all(1))
@@ -278,7 +295,7 @@ def _score(
         tables["sites"].append(
             site_table(sites, boxes, scores.assignments, source.keys, source.labels)
         )
-    for name, parts in tables.items():
+    for name, parts in tables.items() if world.main else ():
         artifacts.write_table(folder.path / f"{name}.parquet", pa.concat_tables(parts))
     folder.finish(
         "score",
@@ -288,6 +305,13 @@ def _score(
         vocabulary=inputs.vocabulary,
         channels=sum(len(layer.channels) for layer in mined.values()),
     )
+
+
+def _settings(config: RunConfig, inputs: Inputs, world: World) -> ScoreConfig:
+    """The score's settings, with this rank's part of the memory that ranks of a machine share."""
+    if world.local_size == 1 or inputs.device.type != "cpu" or config.score.memory is not None:
+        return config.score
+    return replace(config.score, memory=memory_budget(inputs.device) // world.local_size)
 
 
 def _for_layer(progress: Progress | None, layer: str, number: int, layers: int) -> Progress | None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import psi_engine as psi
-from psi_engine import pipeline
+from psi_engine import mining_pass, pipeline
 from psi_engine.errors import CorruptDataError, RunFolderError
 from psi_engine.report.tables import summarise
 from tests import toy
@@ -148,7 +148,7 @@ def test_channel_subset_scores_as_in_the_whole_layer(
 def spy(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Record which stages work."""
     worked: list[str] = []
-    for name in ("mine", "embed_boxes", "describe_clusters", "receptive_field"):
+    for name in ("mine_images", "embed_boxes", "describe_clusters", "receptive_field"):
         original = getattr(pipeline, name)
 
         def noted(*args: Any, _name: str = name, _original: Any = original, **kwargs: Any) -> Any:
@@ -166,8 +166,11 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ({"batch_size": 7}, set()),
         ({"replicates": 41}, {"describe_clusters"}),
         ({"patch": 14}, {"receptive_field", "embed_boxes", "describe_clusters"}),
-        ({"top_k": 11}, {"mine", "receptive_field", "embed_boxes", "describe_clusters"}),
-        ({"layers": ["head"]}, {"mine", "receptive_field", "embed_boxes", "describe_clusters"}),
+        ({"top_k": 11}, {"mine_images", "receptive_field", "embed_boxes", "describe_clusters"}),
+        (
+            {"layers": ["head"]},
+            {"mine_images", "receptive_field", "embed_boxes", "describe_clusters"},
+        ),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
@@ -186,7 +189,7 @@ def test_a_changed_setting_re_runs_what_depends_on_it(
     assert bits(again) == bits(start(images, tmp_path / "clean", **change))
 
 
-@pytest.mark.parametrize("stage", ["mine", "embed_boxes", "describe_clusters"])
+@pytest.mark.parametrize("stage", ["mine_images", "embed_boxes", "describe_clusters"])
 def test_a_stopped_run_continues_after_its_last_finished_stage(
     finished: psi.Run, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
@@ -201,7 +204,7 @@ def test_a_stopped_run_continues_after_its_last_finished_stage(
     finished_before = {name for name, entry in held.items() if entry["status"] == "done"}
     worked = spy(monkeypatch)
     again = start(images, tmp_path)
-    assert ("mine" in worked) == ("mine" not in finished_before)
+    assert ("mine_images" in worked) == ("mine" not in finished_before)
     assert ("embed_boxes" in worked) == ("embed" not in finished_before)
     assert bits(again) == bits(finished)
 
@@ -211,7 +214,7 @@ def test_mining_and_embedding_continue_from_their_last_saved_state(
 ) -> None:
     from psi_engine import embedding
 
-    monkeypatch.setattr(pipeline, "CHECKPOINT_IMAGES", 16)
+    monkeypatch.setattr(mining_pass, "CHECKPOINT_IMAGES", 16)
     monkeypatch.setattr(embedding, "BLOCK", 32)
     uninterrupted = bits(start(images, tmp_path / "whole"))
     reached: list[tuple[str, int]] = []
@@ -229,7 +232,7 @@ def test_mining_and_embedding_continue_from_their_last_saved_state(
     for what, limit in (("mining", 33), ("embedding", 100)):
         with pytest.raises(KeyboardInterrupt):
             psi.run(config, progress=stop_after(what, limit))
-    assert (tmp_path / "run" / "embeddings/position.json").exists()
+    assert [*(tmp_path / "run" / embedding.PARTS).glob("*.f32")]
     reached.clear()
     run = psi.run(config, progress=lambda what, done, total: reached.append((what, done)))
     first = next(done for what, done in reached if what == "embedding")
@@ -315,7 +318,7 @@ def test_corrupt_images_at_the_end_do_not_stop_a_resumed_run(
     folder = toy.write_images(tmp_path / "images", 60)
     for file in sorted(folder.rglob("*.png"))[-3:]:
         file.write_bytes(b"broken")
-    monkeypatch.setattr(pipeline, "CHECKPOINT_IMAGES", 16)
+    monkeypatch.setattr(mining_pass, "CHECKPOINT_IMAGES", 16)
     options = {**OPTIONS, "data": str(folder), "out": str(tmp_path / "run"), "batch_size": 4}
 
     def stop_late(what: str, done: int, total: int) -> None:
@@ -324,7 +327,7 @@ def test_corrupt_images_at_the_end_do_not_stop_a_resumed_run(
 
     with pytest.raises(KeyboardInterrupt):
         psi.run(psi.RunConfig.from_options(**options), progress=stop_late)
-    assert (tmp_path / "run" / pipeline.MINING_STATE).exists()
+    assert [*(tmp_path / "run" / mining_pass.PARTIAL).glob("*.safetensors")]
     run = psi.run(psi.RunConfig.from_options(**options))
     assert len(run.manifest["stages"]["mine"]["skipped"]) == 3
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,8 @@ from psi_engine.statistics import (
     verdicts,
 )
 from psi_engine.types import Scores
+
+_PER_ROW = ("n_patches", "n_clusters", "assignments", "silhouettes")
 
 
 class ScoreTable:
@@ -39,6 +43,21 @@ class ScoreTable:
     def put(self, name: str, rows: Tensor, values: Tensor) -> None:
         """Set a column at some rows."""
         self._columns[name][rows.cpu()] = values.cpu()
+
+    def rows(self, part: slice) -> dict[str, Any]:
+        """What was put at some consecutive rows, for :meth:`take`."""
+        tensors = {name: getattr(self, name)[part].clone() for name in _PER_ROW}
+        columns = {name: values[part].clone() for name, values in self._columns.items()}
+        words = {"status": self.status[part], "reason": self.reason[part]}
+        return {"tensors": tensors, "columns": columns, "words": words}
+
+    def take(self, part: slice, rows: dict[str, Any]) -> None:
+        """Put what another table's :meth:`rows` gave at these rows."""
+        for name, values in rows["tensors"].items():
+            getattr(self, name)[part] = values
+        for name, values in rows["columns"].items():
+            self._columns[name][part] = values
+        self.status[part], self.reason[part] = rows["words"]["status"], rows["words"]["reason"]
 
     def fail(self, rows: Tensor, reason: str) -> None:
         """Empty some rows, so that they count in no adjustment, and say why."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from psi_engine.config import Backend, ScoreConfig
+from psi_engine.distributed import ALONE, World
 from psi_engine.nulls.base import Batch, Call
 from psi_engine.nulls.neighborhood import SETS_PER_REPLICATE
 from psi_engine.nulls.pool import clarity_p
@@ -45,6 +46,7 @@ def score(
     device: str | torch.device = "auto",
     backend: Backend = "auto",
     progress: Progress | None = None,
+    world: World = ALONE,
 ) -> Scores:
     """Score how polysemantic each channel is, against chance.
 
@@ -76,6 +78,8 @@ def score(
     backend : {"auto", "torch", "numba", "cuda"}
     progress : callable, optional
         ``progress("score", done, channels)``.
+    world : World
+        Ranks that share the channels; all give the same arguments and get the same scores.
 
     Returns
     -------
@@ -132,12 +136,22 @@ def score(
     channels, patches, _ = inputs.embeddings.shape
     table = ScoreTable(channels, patches, available)
     step = channels_at_once(inputs.embeddings, config, memory // 4)
-    for start in range(0, channels, step):
-        part = slice(start, min(start + step, channels))
+    own = world.share(channels)
+    for start in range(own.start, own.stop, step):
+        part = slice(start, min(start + step, own.stop))
         for batch in _batches(inputs, part, call, table):
             _score_batch(batch, call, table)
-        if progress is not None:
-            progress("score", part.stop, channels)
+        if progress is not None:  # the other ranks are about as far
+            progress("score", min((part.stop - own.start) * world.size, channels), channels)
+    for rank, (rows, notes, tallies) in enumerate(
+        world.all_gather((table.rows(own), call.notes, call.tallies))
+    ):
+        if rank != world.rank:
+            table.take(world.share(channels, rank), rows)
+            for note in notes:
+                call.note(note)
+            for text, count in tallies.items():
+                call.tally(text, count)
     counted = [f"{count} {text}" for text, count in call.tallies.items()]
     centre = call.centre if "d" in available else None
     return table.finish(config, centre, (*call.notes, *counted))

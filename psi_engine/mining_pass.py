@@ -1,0 +1,240 @@
+"""The mining stage of a run: shared by ranks, continued from what is saved, or cut into shards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from psi_engine import artifacts
+from psi_engine.config import RunConfig
+from psi_engine.distributed import ALONE, World, launched
+from psi_engine.errors import InputError
+from psi_engine.inputs import Inputs, check
+from psi_engine.mining import Miner, exchange, mine, pack_state
+from psi_engine.ranges import Ranges
+from psi_engine.shards import (
+    Part,
+    Saver,
+    Work,
+    join,
+    merge,
+    read_part,
+    refuse_too_many_skipped,
+    require_same_work,
+    share_of,
+    take_stock,
+    write_part,
+)
+from psi_engine.types import LayerSites, Mined, Progress
+
+PARTIAL = "mining.partial"
+"""Folder of the parts that a running mining stage has saved."""
+
+CHECKPOINT_IMAGES = 4096
+"""Images of a rank between two saved states of a running mining stage."""
+
+
+def work_of(config: RunConfig, inputs: Inputs) -> Work:
+    """What the mining stage of a run has to do, and its key."""
+    key = artifacts.fingerprint(
+        "mine",
+        inputs.identity,
+        {layer: inputs.channels[layer] for layer in inputs.layers},
+        inputs.model.preprocess,
+        replace(config.mine, batch_size=1),
+        inputs.device.type,
+    )
+    shapes = {layer: inputs.shapes[layer] for layer in inputs.layers}
+    return Work(key, inputs.identity, len(inputs.source), config.mine, shapes)
+
+
+@dataclass
+class MiningPass:
+    """One pass of this process over its share of the images."""
+
+    work: Work
+    config: RunConfig
+    inputs: Inputs
+    progress: Progress | None
+    skipped: dict[int, str]
+
+    def run(
+        self,
+        saver: Saver,
+        todo: Ranges,
+        adopted: Sequence[Part],
+        finish: Callable[[Mapping[str, Miner]], Mapping[str, LayerSites]] | None,
+    ) -> Mined:
+        """Mine ``todo`` on top of the adopted parts, saving now and then."""
+        return mine(
+            self.inputs.model,
+            self.inputs.source,
+            self.inputs.layers,
+            self.config.mine,
+            channels=self.inputs.channels,
+            device=self.inputs.device,
+            workers=self.config.workers,
+            progress=self.progress,
+            state=join(adopted) if adopted else None,
+            indices=todo.indices(),
+            checkpoint=saver,
+            checkpoint_every=CHECKPOINT_IMAGES,
+            skipped=self.skipped,
+            finish=finish,
+        )
+
+    def packed(self, miners: Mapping[str, Miner]) -> dict[str, Tensor]:
+        """The state after the last image."""
+        return pack_state(miners, self.skipped, self.work.images)
+
+
+def mine_images(
+    folder: Path,
+    work: Work,
+    config: RunConfig,
+    inputs: Inputs,
+    progress: Progress | None = None,
+    world: World = ALONE,
+) -> tuple[Mined, dict[int, str]] | None:
+    """Mine every image that no saved part covers yet, all ranks together.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the run, the same for every rank. Its parts of the same work are continued, by any
+        number of ranks; parts of other work are removed.
+    work : Work
+    config, inputs : RunConfig, Inputs
+    progress : callable, optional
+    world : World
+
+    Returns
+    -------
+    tuple of Mined and dict, or None
+        The sites, and image id → reason for unreadable images; None on ranks other than 0.
+
+    Raises
+    ------
+    CorruptDataError
+        Too many unreadable images.
+    """
+    partial = folder / PARTIAL
+    parts, name = world.from_main(lambda: _stock(partial, work.key))
+    covered = Ranges.of(piece for part in parts for piece in part.covered)
+    missing = Ranges.of([(0, work.images)]) - covered
+    todo = missing.slice(world.share(len(missing)))
+    adopted = parts[world.rank :: world.size]
+    saver = Saver(partial / f"{name}-{world.rank:05d}.safetensors", work, adopted, todo)
+    told = _of_all(progress, work.images, len(missing), world.size)
+    here = MiningPass(work, config, inputs, told, {})
+
+    def join_ranks(miners: Mapping[str, Miner]) -> Mapping[str, LayerSites]:
+        saver(here.packed(miners))  # a rank that dies now costs the others nothing
+        return exchange(miners, world) or {}
+
+    mined = here.run(saver, todo, adopted, None if world.size == 1 else join_ranks)
+    gathered = world.gather(here.skipped)
+    if gathered is None:
+        return None
+    skipped = {image: reason for found in gathered for image, reason in found.items()}
+    refuse_too_many_skipped(len(skipped), work.images)
+    return mined, skipped
+
+
+def mine_shard(config: RunConfig, share: tuple[int, int], progress: Progress | None = None) -> Path:
+    """Mine share i of n of the images into a shard file; continued when it is there in part.
+
+    Parameters
+    ----------
+    config : RunConfig
+        ``out`` is the folder of the shards (None = ``runs/MODEL-shards``).
+    share : tuple of int
+        i from 1 to n, and n.
+    progress : callable, optional
+
+    Returns
+    -------
+    Path
+        Of the shard, for :func:`merge_shards`.
+
+    Raises
+    ------
+    InputError
+        As :func:`psi_engine.inputs.check`; the file holds a shard of other work; the process is
+        a rank of a larger job.
+    """
+    i, n = share
+    if launched():
+        raise InputError(
+            "shards are mined by one process each",
+            got=f"--shard {i}/{n} under a launcher of several ranks",
+            fix="start psi-engine without torchrun, or leave --shard out",
+        )
+    inputs = check(config, progress)
+    work = work_of(config, inputs)
+    folder = Path(config.out or f"runs/{config.model.replace(':', '-').replace('/', '-')}-shards")
+    path = folder / f"shard-{i}-of-{n}.safetensors"
+    adopted = []
+    if path.exists():
+        part = read_part(path)
+        require_same_work(work, part, fix="give another --out; nothing was overwritten")
+        if part.complete:
+            return path
+        adopted = [part]
+    covered = Ranges.of(piece for part in adopted for piece in part.covered)
+    todo = share_of(work.images, share) - covered
+    saver = Saver(path, work, adopted, todo, share)
+    here = MiningPass(work, config, inputs, progress, {})
+
+    def write(miners: Mapping[str, Miner]) -> Mapping[str, LayerSites]:
+        saver(here.packed(miners))
+        return {}
+
+    here.run(saver, todo, adopted, write)
+    return path
+
+
+def merge_shards(
+    paths: Sequence[Path], out: Path, tell: Callable[[str], None] = lambda text: None
+) -> Path:
+    """Join shards into a run folder; the same run command then goes on from its mined images.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        As for :func:`psi_engine.shards.merge`.
+    out : Path
+        Run folder, new or of the same work.
+    tell : callable, optional
+        Told what was left out.
+
+    Raises
+    ------
+    InputError
+        As :func:`psi_engine.shards.merge`; the folder holds another run.
+    """
+    work, covered, state = merge(paths, tell)
+    folder = artifacts.RunFolder(out, work.identity)
+    if not folder.is_done("mine", work.key):
+        folder.begin("mine", work.key)
+        folder.discard(PARTIAL)
+        write_part(out / PARTIAL / "0000-merged.safetensors", work, covered, state)
+    return out
+
+
+def _stock(partial: Path, key: str) -> tuple[list[Part], str]:
+    """What is saved, and a name for this job's parts that none of them has."""
+    parts = take_stock(partial, key)
+    jobs = [int(part.path.name[:4]) for part in parts]
+    return parts, f"{max(jobs, default=0) + 1:04d}"
+
+
+def _of_all(progress: Progress | None, images: int, missing: int, ranks: int) -> Progress | None:
+    """Report the images of all ranks, taking the others to be about as far as this one."""
+    if progress is None:
+        return None
+    before = images - missing
+    return lambda what, done, total: progress(what, min(before + done * ranks, images), images)
