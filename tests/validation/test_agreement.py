@@ -45,8 +45,8 @@ def shuffled(scores: Scores, component: str) -> Scores:
     """The same scores with one component's z in another order, PSI made again by the book."""
     order = torch.randperm(CHANNELS, generator=torch.Generator().manual_seed(1))
     changed = replace(scores, **{f"{component}_z": getattr(scores, f"{component}_z")[order]})
-    logs = [-np.logaddexp(0, -getattr(changed, f"{x}_z").numpy()) for x in "sqd"]
-    return replace(changed, log_psi=torch.from_numpy(sum(logs)))
+    logs = [torch.nn.functional.logsigmoid(getattr(changed, f"{x}_z")) for x in "sqd"]
+    return replace(changed, log_psi=logs[0] + logs[1] + logs[2])
 
 
 def test_coefficients_are_scipys_and_intervals_hold_them(scores: Scores) -> None:

@@ -70,7 +70,7 @@ def _matrix(panel: Any, rows: list[dict[str, Any]]) -> None:
         place = names.index(row["one"]), names.index(row["other"])
         rho = np.nan if row["spearman"] is None else row["spearman"]
         values[place] = values[place[::-1]] = rho
-    panel.imshow(values, cmap="Blues", vmin=0, vmax=1.25)
+    panel.imshow(values, cmap="Blues", vmin=0, vmax=1.6)
     for (y, x), rho in np.ndenumerate(values):
         if x != y:
             text = "–" if np.isnan(rho) else f"{rho:.2f}"
@@ -94,6 +94,7 @@ def _components(rows: list[dict[str, Any]], pairs: list[dict[str, Any]], stem: P
         wanted["halves of the images"] = (_HALVES, *split)
     measures = [m for m in _MEASURES if any(row["measure"] == m for row in rows)]
     colours = colour_of(list(wanted))
+    lowest = [row["spearman_low"] for row in rows if row["spearman_low"] is not None] or [0.0]
     with styled():
         made, grid = panels(
             1, len(layers), width=2.8, height=0.5 + 0.28 * len(measures), sharey=True
@@ -105,7 +106,7 @@ def _components(rows: list[dict[str, Any]], pairs: list[dict[str, Any]], stem: P
             for place, (_, _, target) in enumerate(targets.values()):
                 panel.plot([target], [-0.62], marker="v", color=COLOURS[place], markersize=4, mew=0)
             reference_line(panel, x=0.0)
-            panel.set_xlim(-0.5, 1.03)
+            panel.set_xlim(min(lowest) - 0.03, 1.03)
             panel.set_ylim(len(measures) - 0.4, -0.75)
             panel.set_yticks(range(len(measures)), [_MEASURES[m] for m in measures])
             panel.set_xlabel("Spearman's ρ (▾ target of log PSI)")

@@ -126,7 +126,7 @@ def _variants(
             device=context.options.device, progress=context.progress,
         )  # fmt: skip
         listed.append(Condition(variant.axis, variant.condition, own, variant=variant.name))
-    return listed
+    return sorted(listed, key=lambda condition: (condition.axis, condition.name))
 
 
 def _score_all(
@@ -282,7 +282,7 @@ def why_missed(row: Mapping[str, Any]) -> str:
         parts.append(
             f"an average over patches of that reliability would have {row['expected']:.2f}"
         )
-    return ", ".join(parts)
+    return ", ".join(parts) or "nothing to tell it from"
 
 
 def _two(value: float | None) -> str:

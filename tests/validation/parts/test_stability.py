@@ -1,0 +1,134 @@
+"""Rankings under other settings: what is compared, what is said of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from scipy import stats
+
+from psi_engine.stored import StoredRun
+from psi_engine.validation.part import Context, Options, Result
+from psi_engine.validation.parts.stability import PART, compute, why_missed
+
+OPTIONS = Options(bootstrap=40, replicates=40, variants=True)
+
+
+@pytest.fixture(scope="module")
+def result(toy_stored: StoredRun, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    return compute(Context(toy_stored, OPTIONS, tmp_path_factory.mktemp("stability")))
+
+
+def rows(table: pa.Table, **where: Any) -> list[dict[str, Any]]:
+    return [r for r in table.to_pylist() if all(r[name] == x for name, x in where.items())]
+
+
+def test_every_axis_is_there_for_every_layer_and_all_together(result: Result) -> None:
+    found = result.tables["correlations"]
+    axes = {"K", "seed", "M", "k", "solver", "images", "patch", "sites"}
+    for layer in ("conv1", "conv2", "all layers"):
+        assert {r["axis"] for r in rows(found, layer=layer)} == axes
+    names = {r["condition"] for r in rows(result.tables["conditions"], axis="K")}
+    assert names == {"5", "7", "10", "12", "24"}
+    assert {r["layer"] for r in result.tables["reasons"].to_pylist()} == {"conv1", "conv2"}
+
+
+def test_coefficients_are_scipys_of_the_scores_in_the_table(result: Result) -> None:
+    scores = result.tables["scores"]
+    checked = 0
+    for row in rows(result.tables["correlations"], layer="conv2"):
+        if row["measure"] == "log_psi_without_q" or row["spearman"] is None:
+            continue
+        x, y = (
+            np.array(
+                [
+                    r[row["measure"]]
+                    for r in rows(scores, layer="conv2", axis=row["axis"], condition=c)
+                ],
+                float,
+            )
+            for c in (row["one"], row["other"])
+        )
+        both = ~(np.isnan(x) | np.isnan(y))
+        assert row["n"] == both.sum()
+        assert row["spearman"] == pytest.approx(stats.spearmanr(x[both], y[both]).statistic)
+        checked += 1
+    assert checked > 100
+
+
+def test_the_runs_own_condition_has_the_runs_own_scores(
+    toy_stored: StoredRun, tmp_path: Path
+) -> None:
+    """With the run's own number of draws: to the bit."""
+    found = compute(Context(toy_stored, Options(bootstrap=20), tmp_path)).tables["scores"]
+    own = toy_stored.run.channels
+    for axis, name in (("K", "12"), ("seed", "0"), ("M", "60"), ("k", "2–5")):
+        kept = pc.and_(pc.equal(found["axis"], axis), pc.equal(found["condition"], name))
+        assert found.filter(kept)["log_psi"].to_pylist() == own["log_psi"].to_pylist()
+        assert found.filter(kept)["verdict"].to_pylist() == own["verdict"].to_pylist()
+    assert not (tmp_path / "variants").exists()
+
+
+def test_targets_are_those_of_seeds_and_the_last_fifth_of_patches(result: Result) -> None:
+    reasons = result.tables["reasons"]
+    with_target = [
+        (r["axis"], r["one"], r["other"], r["target"])
+        for r in rows(reasons, layer="conv2")
+        if r["target"]
+    ]
+    assert with_target == [
+        ("K", "10", "12", 0.8), ("seed", "0", "1", 0.9), ("seed", "0", "2", 0.9),
+        ("seed", "1", "2", 0.9),
+    ]  # fmt: skip
+    for row in reasons.to_pylist():
+        assert (row["reached"] is None) == (row["target"] is None or row["spearman"] is None)
+        if row["reached"] is not None:
+            assert row["reached"] == (row["spearman"] >= row["target"])
+        assert (row["expected"] is not None) == (row["axis"] == "K" and row["halves"] is not None)
+    assert len(result.headline) == 4
+    assert all(("reached" in line) != ("missed" in line) for line in result.headline)
+
+
+def test_what_moved_a_ranking_is_said_in_words() -> None:
+    row = {
+        "only_s": 0.9, "only_q": 0.61, "only_d": None, "same_k": 0.5, "spearman_same_k": 0.8,
+        "halves": 0.2, "expected": 0.93,
+    }  # fmt: skip
+    assert why_missed(row) == (
+        "Q alone takes it to 0.61, k̂ stays in 50% of channels, with ρ 0.80, two halves of the "
+        "images agree to 0.20, an average over patches of that reliability would have 0.93"
+    )
+    nothing = dict.fromkeys(row)
+    assert why_missed(nothing) == "nothing to tell it from"
+
+
+def test_tables_alone_make_the_figures(result: Result, tmp_path: Path) -> None:
+    files = PART.draw(result.tables, tmp_path / "stability")
+    assert [f.name for f in files] == [
+        "stability.png", "stability.svg", "stability-components.png", "stability-components.svg"
+    ]  # fmt: skip
+    text = files[1].read_text(encoding="utf-8")
+    (row,) = rows(
+        result.tables["correlations"], axis="patch", layer="conv2", measure="log_psi", one="× 0.75", other="× 1"
+    )  # fmt: skip
+    assert f"{row['spearman']:.2f}" in text
+    assert "conv2: side of crops" in text
+
+
+def test_without_labels_there_is_no_q(toy_stored: StoredRun, tmp_path: Path) -> None:
+    layers = {
+        name: replace(layer, image_labels=None)
+        for name, layer in toy_stored.layers.items() if name == "conv2"
+    }  # fmt: skip
+    bare = replace(toy_stored, layers=layers)
+    tables = compute(Context(bare, Options(bootstrap=20, replicates=20), tmp_path)).tables
+    assert {r["measure"] for r in tables["correlations"].to_pylist()} == {
+        "log_psi", "s", "d", "s_z", "d_z"
+    }  # fmt: skip
+    assert {r["only_q"] for r in tables["reasons"].to_pylist()} == {None}
+    assert PART.draw(tables, tmp_path / "figure")
