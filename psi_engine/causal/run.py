@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -74,11 +74,7 @@ def swap(
     """
     config = SwapConfig() if config is None else config
     stored = load_stored(path)
-    plans = {name: _plan(stored, layer, config) for name, layer in stored.layers.items()}
-    sites = {name: layer.sites for name, layer in stored.layers.items()}
-    chosen = select_channels(stored.run, sites, config.channels, config.top)
-    usable, skipped = sort_out(stored.run, plans, chosen)
-    kinds, notes = _host_kinds(stored, config)
+    plan = plan_swaps(stored, config)
     key = swap_key(stored, config)
     folder = artifacts.RunFolder(stored.run.path, stored.run.manifest["identity"])
     if folder.is_done("swap", key):
@@ -86,16 +82,7 @@ def swap(
     inputs = reopen(stored.run, progress)
     started = time.perf_counter()
     _begin(folder, key)
-    blocks = [
-        [
-            plan_hosts(plans[layer], row, kind, config.per_channel)
-            for row in rows[first : first + BLOCK]
-            for kind in kinds
-        ]
-        for layer, rows in usable.items()
-        for first in range(0, len(rows), BLOCK)
-    ]
-    table = _swap_blocks(folder.path / PARTIAL / key, blocks, inputs, plans, config, progress)
+    table = _swap_blocks(folder.path / PARTIAL / key, inputs, plan, config, progress)
     summary = compare_conditions(table, config.bootstrap, config.seed)
     artifacts.write_table(folder.path / CAUSAL, table)
     artifacts.write_table(folder.path / CAUSAL_SUMMARY, summary)
@@ -104,15 +91,54 @@ def swap(
         [CAUSAL, CAUSAL_SUMMARY],
         time.perf_counter() - started,
         config=asdict(config),
-        side={layer: plans[layer].side for layer in usable},
-        channels=sum(map(len, usable.values())),
+        side={layer: plan.layers[layer].side for layer in plan.rows},
+        channels=sum(map(len, plan.rows.values())),
         swaps=len(table),
         nonfinite=table["delta"].null_count,
-        skipped=skipped,
-        notes=notes,
+        skipped=plan.skipped,
+        notes=plan.notes,
     )
     folder.discard(PARTIAL)
     return artifacts.open_run(folder.path)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be swapped: layers, the rows of the usable channels, kinds of hosts, the rest."""
+
+    layers: dict[str, LayerPlan]
+    rows: dict[str, list[int]]
+    kinds: tuple[HostKind, ...]
+    skipped: list[dict[str, Any]]
+    notes: list[str]
+
+    def blocks(self, per_channel: int) -> list[list[Hosts]]:
+        """Draw the swaps of every channel, :data:`BLOCK` channels of a layer together."""
+        return [
+            [
+                plan_hosts(self.layers[layer], row, kind, per_channel)
+                for row in rows[first : first + BLOCK]
+                for kind in self.kinds
+            ]
+            for layer, rows in self.rows.items()
+            for first in range(0, len(rows), BLOCK)
+        ]
+
+
+def plan_swaps(stored: StoredRun, config: SwapConfig) -> Plan:
+    """Choose channels and part the usable ones from the others; needs neither model nor images.
+
+    Raises
+    ------
+    InputError
+        As :func:`swap`, but for the inputs.
+    """
+    kinds, notes = _host_kinds(stored, config)
+    layers = {name: _layer_plan(stored, layer, config) for name, layer in stored.layers.items()}
+    sites = {name: layer.sites for name, layer in stored.layers.items()}
+    chosen = select_channels(stored.run, sites, config.channels, config.top)
+    rows, skipped = sort_out(stored.run, layers, chosen)
+    return Plan(layers, rows, kinds, skipped, notes)
 
 
 def read_swaps(run: artifacts.Run) -> tuple[pa.Table, pa.Table]:
@@ -141,6 +167,8 @@ def summarise(run: artifacts.Run) -> dict[str, Any]:
     pooled = tests.filter(pc.not_equal(tests["level"], "channel"))
     return {
         "run": str(run.path),
+        "swaps_file": str(run.path / CAUSAL),
+        "tests_file": str(run.path / CAUSAL_SUMMARY),
         "tests": pooled.drop_columns(
             ["channel", "mean_aligned_raw", "mean_control_raw"]
         ).to_pylist(),
@@ -156,7 +184,7 @@ def swap_key(stored: StoredRun, config: SwapConfig) -> str:
     return artifacts.fingerprint("swap", scored, config, resolve_device(stored.config.device).type)
 
 
-def _plan(stored: StoredRun, layer: StoredLayer, config: SwapConfig) -> LayerPlan:
+def _layer_plan(stored: StoredRun, layer: StoredLayer, config: SwapConfig) -> LayerPlan:
     side = square_side(layer.field, stored.image_size, config.swap_patch)
     return LayerPlan(
         sites=layer.sites,
@@ -203,13 +231,13 @@ def _begin(folder: artifacts.RunFolder, key: str) -> None:
 
 def _swap_blocks(
     kept: Path,
-    blocks: Sequence[Sequence[Hosts]],
     inputs: Inputs,
-    plans: dict[str, LayerPlan],
+    plan: Plan,
     config: SwapConfig,
     progress: Progress | None,
 ) -> pa.Table:
     """The rows of all blocks; those in ``kept`` are read, the others made and kept."""
+    blocks = plan.blocks(config.per_channel)
     each = 1 + len(config.blends) * len(CONDITIONS)
     total = sum(len(hosts) * each for block in blocks for hosts in block)
     done, tables = 0, []
@@ -217,7 +245,8 @@ def _swap_blocks(
         path = kept / f"{number:05d}.parquet"
         if not path.exists():
             told = partial(_tell, progress, done, total)
-            artifacts.write_table(path, _swap_block(block, inputs, plans, config, told))
+            layer = plan.layers[block[0].layer]
+            artifacts.write_table(path, _swap_block(block, inputs, layer, config, told))
         tables.append(pq.read_table(path))
         done += sum(len(hosts) * each for hosts in block)
         _tell(progress, done, total, 0)
@@ -232,11 +261,10 @@ def _tell(progress: Progress | None, before: int, total: int, done: int) -> None
 def _swap_block(
     block: Sequence[Hosts],
     inputs: Inputs,
-    plans: dict[str, LayerPlan],
+    plan: LayerPlan,
     config: SwapConfig,
     progress: Callable[[int], None],
 ) -> pa.Table:
-    plan = plans[block[0].layer]
     edits, images = edits_of(block, len(config.blends))
     weights = [blend_weights(plan.side, blend) for blend in config.blends]
     found = activations(

@@ -159,6 +159,48 @@ def show_parts(console: Console, parts: Sequence[Mapping[str, Any]]) -> None:
             console.print(f"  {file}", style="dim", highlight=False)
 
 
+def show_swaps(console: Console, summary: Mapping[str, Any]) -> None:
+    """Draw the pooled tests of the swaps: hard pastes where there are any, else feathered."""
+    tests = summary["tests"]
+    blend = min((row["blend"] for row in tests), key=("hard", "feathered").index)
+    shown = [row for row in tests if row["blend"] == blend]
+    alone = len({row["layer"] for row in shown if row["level"] == "layer"}) == 1
+    table = _table("aligned against", "ΔA", "aligned − it", "95 %", "p (t)", "p (W)", "dz")
+    for column in table.columns:
+        column.no_wrap = True
+    place = None
+    for row in shown:
+        if row["level"] == "all" and alone:
+            continue
+        if place != (row["layer"], row["hosts"]):
+            place = row["layer"], row["hosts"]
+            table.add_section()
+            name = f"{row['layer'] or 'all'}, {row['hosts']} hosts"
+            table.add_row(name, _signed(row["mean_aligned"]), f"n {row['n']}")
+        interval = " ".join(_signed(row[f"difference_{end}"]) for end in ("low", "high"))
+        table.add_row(
+            f"  {row['control']}",
+            _signed(row["mean_control"]),
+            _signed(row["mean_difference"]),
+            interval,
+            *(_share(row[name]) for name in ("t_p_holm", "wilcoxon_p_holm")),
+            "–" if row["dz"] is None else f"{row['dz']:+.2f}",
+        )
+    console.print(table)
+    console.print(
+        f"ΔA in units of each channel's range, {blend} paste, pooled over the means of n channels; "
+        "beside the hosts ΔA of aligned.\nTwo-sided paired tests, Holm-corrected."
+    )
+    for row in summary["skipped"]:
+        console.print(
+            f"left out: {row['layer']}:{row['channel']} {row['reason']}", style="yellow",
+            highlight=False,
+        )  # fmt: skip
+    for note in summary["notes"]:
+        console.print(f"note: {note}", style="yellow", highlight=False)
+    console.print(f"time: swap {summary['seconds']:.1f} s", highlight=False)
+
+
 def show_channel(console: Console, details: Mapping[str, Any]) -> None:
     """Draw one channel: its scores beside their nulls, its clusters, their sites."""
     scores = details["scores"]
@@ -212,6 +254,10 @@ def _site(site: Mapping[str, Any]) -> str:
     if site["key"] is None:  # embeddings that came without images
         return f"patch {site['rank']}"
     return f"{site['key']}: {_number(site['activation'])}"
+
+
+def _signed(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.3f}"
 
 
 def _share(value: float | None) -> str:

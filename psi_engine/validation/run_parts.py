@@ -102,6 +102,8 @@ def _run_one(part: Part, context: Context, reason: str | None) -> Outcome:
         return Outcome(part.name, "skipped", reason)
     run = context.stored.run
     key = part_key(part, run, context.options)
+    if other := part.depends(context):
+        key = fingerprint(key, other)
     record = read_record(run.path, part.name)
     kept = record is not None and record["key"] == key
     started = time.perf_counter()
