@@ -35,8 +35,9 @@ class Options:
     """Encoder to compare the run's with; None = for the demo's own, its sister, else none."""
     second_encoder_weights: str | None = None
     """A pretrained tag or a file; None = the encoder's default."""
-    examples: int = 3
-    """Channels shown of the highest PSI, as many of the lowest, in each layer."""
+    examples: int = 2
+    """Channels shown of the highest PSI, of the lowest, and of the lowest called monosemantic, in
+    each layer."""
     variants: bool = False
     """Also compare what must be mined or cut anew: a larger K, other crops, other site policies."""
     seed: int = 0
@@ -92,6 +93,10 @@ def _always(context: Context) -> str | None:
     return None
 
 
+def _on_nothing_else(context: Context) -> str:
+    return ""
+
+
 @dataclass(frozen=True)
 class Part:
     """One part; :mod:`psi_engine.validation.parts` says how to write one.
@@ -100,6 +105,7 @@ class Part:
     writes ``stem.png``, ``stem.svg`` (and further files that start with the stem's name) and
     returns their paths. needs : the reason why the part cannot be had, or None. options : names
     of the settings that the tables depend on. version : raised when the computation changes.
+    depends : key of what the tables depend on beside the scores and the options.
     """
 
     name: str
@@ -108,3 +114,4 @@ class Part:
     needs: Callable[[Context], str | None] = field(default=_always)
     options: tuple[str, ...] = ()
     version: int = 1
+    depends: Callable[[Context], str] = field(default=_on_nothing_else)
