@@ -35,6 +35,9 @@ SPREAD = (
 )  # fmt: skip
 """What is put together over seeds: mean, ddof-1 standard deviation, least and greatest."""
 
+RUN_STAGES = STAGES[: STAGES.index("score") + 1]
+"""The stages a run is made of; what comes after them is done to a finished run."""
+
 _GROUP = ("name", "model", "weights", "preset", "layer")
 _LEAST_CHANNELS = 4  # a rank correlation of fewer says nothing
 _NUMBERS = (
@@ -42,15 +45,20 @@ _NUMBERS = (
     "clusters_mean", "field",
 )  # fmt: skip
 
+
+def _column(verdict: str) -> str:
+    return verdict.replace(" ", "_").replace("-", "_")
+
+
 SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("name", "model", "weights", "preset")]
     + [("seed", pa.int64()), ("layer", pa.string()), ("depth", pa.float64())]
     + [("components", pa.string())]
     + [(name, pa.int64()) for name in ("channels", "scorable", "dead", "short")]
-    + [(verdict.replace(" ", "_"), pa.int64()) for verdict in VERDICTS]
+    + [(_column(verdict), pa.int64()) for verdict in VERDICTS]
     + [(name, pa.float64()) for name in _NUMBERS]
     + [("images", pa.int64()), ("device", pa.string())]
-    + [(f"seconds_{stage}", pa.float64()) for stage in ("prepare", *STAGES)]
+    + [(f"seconds_{stage}", pa.float64()) for stage in ("prepare", *RUN_STAGES)]
     + [("images_per_second", pa.float64()), ("crops_per_second", pa.float64())]
     + [("peak_rss_bytes", pa.int64()), ("peak_device_bytes", pa.int64())]
 )
@@ -121,7 +129,7 @@ def _rows(one: Finished) -> list[dict[str, Any]]:
         "images": stages["mine"]["images"],
         "device": manifest["device"],
         "seconds_prepare": manifest["preparation_seconds"],
-        **{f"seconds_{stage}": stages[stage]["seconds"] for stage in STAGES},
+        **{f"seconds_{stage}": stages[stage]["seconds"] for stage in RUN_STAGES},
         **one.cost,
     }
     if not facts.pop("continued", False):  # else the seconds are those of the last part alone
@@ -153,7 +161,7 @@ def _summary(table: pa.Table) -> dict[str, Any]:
         "scorable": len(table) - verdicts.count("not scorable"),
         "dead": int((~(high > low)).sum()),
         "short": table["status"].to_pylist().count("short"),
-        **{verdict.replace(" ", "_"): verdicts.count(verdict) for verdict in VERDICTS},
+        **{_column(verdict): verdicts.count(verdict) for verdict in VERDICTS},
         "clusters_mean": float(_values(table, "n_clusters")[scored].mean())
         if scored.any()
         else None,

@@ -15,7 +15,7 @@ import pyarrow.csv
 
 from psi_engine import artifacts
 from psi_engine.artifacts import Run
-from psi_engine.bench.comparison import Finished, compare, differences
+from psi_engine.bench.comparison import RUN_STAGES, Finished, compare, differences
 from psi_engine.bench.cost import PeakMemory
 from psi_engine.bench.plan import Entry, Plan
 from psi_engine.errors import PsiEngineError, RunFolderError
@@ -120,7 +120,7 @@ def is_finished(entry: Entry) -> bool:
     return _settings(manifest["config"]) == _settings(asdict(entry.config)) and all(
         stages.get(stage, {}).get("status") == "done"
         and all((path / name).exists() for name in stages[stage]["files"])
-        for stage in artifacts.STAGES
+        for stage in RUN_STAGES
     )
 
 
