@@ -27,6 +27,7 @@ from torch import Tensor
 from psi_engine.config import MineConfig
 from psi_engine.errors import InputError
 from psi_engine.ops import topk
+from psi_engine.ops.backend import numba_reason
 from psi_engine.ops.moments import (
     Moments,
     add_moments,
@@ -81,6 +82,8 @@ class Miner:
         self._pool = topk.empty(1, config.pool, torch.int64, device)
         self._moments = empty_moments(count, device)
         self._images = 0
+        self._newest = -1
+        self._compiled = numba_reason(torch.device(device)) is None
         layer_key = string_key(layer)
         self._channel_keys = hash_keys(config.seed, layer_key, self.channels).to(device)[:, None]
         self._pool_key = hash_keys(config.seed, layer_key, string_key("pool")).to(device)
@@ -113,32 +116,81 @@ class Miner:
             )
         if not len(image_ids):
             return
-        image_ids = image_ids.to(maps.device)
+        fresh = self._is_fresh(image_ids)
+        image_ids = image_ids.to(maps.device, non_blocking=True)
         if self._subset is not None:
             maps = maps.index_select(1, self._subset)
         x = maps.flatten(2).to(torch.float32)
-        moments, finite = batch_moments(x)
-        self._moments = add_moments(self._moments, moments)
         self._images += len(image_ids)
+        if self._compiled:
+            self._take_in_compiled(x.contiguous(), image_ids, fresh)
+        else:
+            moments, finite = batch_moments(x)
+            self._moments = add_moments(self._moments, moments)
+            self._extremes(x, finite, image_ids, fresh)
+        if self.config.reservoir:
+            self._random = self._join(self._random, self._draw(x, image_ids), self._sites, fresh)
+        if self.config.pool:
+            self._pool = self._join(self._pool, self._pool_of(image_ids), 1, fresh, ordered=False)
+
+    def _is_fresh(self, image_ids: Tensor) -> bool:
+        """Whether the images ascend and come after all seen before; asks no other device."""
+        if image_ids.device.type != "cpu":
+            return False
+        ids = image_ids.numpy()
+        fresh = bool(ids[0] > self._newest and (ids[1:] > ids[:-1]).all())
+        self._newest = max(self._newest, int(ids.max()))
+        return fresh
+
+    def _take_in_compiled(self, x: Tensor, image_ids: Tensor, fresh: bool) -> None:
+        from psi_engine.ops import _numba_mining
+
+        nothing = topk.empty(len(self.channels), 0, torch.float32, "cpu")
+        found = _numba_mining.survey(
+            x,
+            image_ids,
+            self._top if fresh else nothing,
+            self._bottom if fresh else nothing,
+            self.config.sites == "per-image",
+        )
+        self._moments = add_moments(self._moments, found)
+        if not fresh:
+            finite = torch.isfinite(x) if bool(found.nonfinite.any()) else None
+            self._extremes(x, finite, image_ids, fresh)
+
+    def _extremes(self, x: Tensor, finite: Tensor | None, image_ids: Tensor, fresh: bool) -> None:
         high = x if finite is None else torch.where(finite, x, -torch.inf)
-        self._top = self._keep(self._top, high, image_ids)
+        self._top = self._keep(self._top, high, image_ids, fresh)
         if self.config.bottom_k:
             low = -x if finite is None else torch.where(finite, -x, -torch.inf)
-            self._bottom = self._keep(self._bottom, low, image_ids)
-        if self.config.reservoir:
-            self._random = topk.merge(
-                self._random, self._draw(x, image_ids), self.config.reservoir, self._sites
-            )
-        if self.config.pool:
-            self._pool = topk.merge(self._pool, self._pool_of(image_ids), self.config.pool, 1)
+            self._bottom = self._keep(self._bottom, low, image_ids, fresh)
 
-    def _keep(self, kept: topk.Entries, keys: Tensor, image_ids: Tensor) -> topk.Entries:
-        k = kept.keys.shape[1]
+    def _keep(
+        self, kept: topk.Entries, keys: Tensor, image_ids: Tensor, fresh: bool
+    ) -> topk.Entries:
         if self.config.sites == "per-image":
             best = topk.best_of_images(keys, image_ids)
         else:
-            best = topk.best_of_batch(keys + 0.0, image_ids, k)
-        return topk.merge(kept, best, k, self._group)
+            best = topk.best_of_batch(keys + 0.0, image_ids, kept.keys.shape[1])
+        return self._join(kept, best, self._group, fresh)
+
+    def _join(
+        self,
+        kept: topk.Entries,
+        new: topk.Entries,
+        group: int,
+        fresh: bool,
+        ordered: bool = True,
+    ) -> topk.Entries:
+        """Merge in the cheapest way there is; ``ordered``: sites ascend among equal keys."""
+        if fresh and self._compiled:
+            from psi_engine.ops import _numba_mining
+
+            _numba_mining.insert(kept, new)
+            return kept
+        if fresh and ordered:
+            return topk.append(kept, new)
+        return topk.merge(kept, new, kept.keys.shape[1], group)
 
     def _draw(self, x: Tensor, image_ids: Tensor) -> topk.Entries:
         """One random site of each (channel, image), with the image's priority for the channel."""
@@ -208,6 +260,7 @@ class Miner:
         moments = Moments(*(x.to(device) for x in other._moments))
         self._moments = add_moments(self._moments, moments)
         self._images += other._images
+        self._newest = max(self._newest, other._newest)
 
     def _settings(self) -> tuple[object, ...]:
         c = self.config
@@ -230,6 +283,7 @@ class Miner:
         }
         state |= {f"moments.{part}": tensor for part, tensor in self._moments._asdict().items()}
         state["images"] = torch.tensor(self._images)
+        state["newest"] = torch.tensor(self._newest)
         state["channels"] = self.channels
         return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
 
@@ -264,7 +318,7 @@ class Miner:
         self._top, self._bottom = entries("top"), entries("bottom")
         self._random, self._pool = entries("random"), entries("pool")
         self._moments = Moments(*(parts[f"moments.{part}"] for part in Moments._fields))
-        self._images = int(state["images"])
+        self._images, self._newest = int(state["images"]), int(state["newest"])
 
     def result(self) -> LayerSites:
         """What was mined, on the CPU; slots that no site fills hold image id −1 and NaN."""

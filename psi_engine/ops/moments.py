@@ -19,6 +19,8 @@ _LIMB_BITS = 40
 _PLACES = tuple(range(6, -5, -1))  # weights 2^(40·6) … 2^(40·−4): |x| from 2^−160 to 2^280
 LIMBS = len(_PLACES)
 """Integers that stand for one number."""
+WEIGHTS = tuple(2.0 ** (_LIMB_BITS * place) for place in _PLACES)
+"""What each of them counts, largest first."""
 
 # Elements widened to float64 at a time: what a cache holds, or 128 MiB.
 _SLAB = {"cpu": 1 << 17, "cuda": 1 << 24}
@@ -50,8 +52,7 @@ def to_limbs(x: Tensor) -> Tensor:
     float32. 2²³ numbers may be added before a limb could overflow.
     """
     limbs = []
-    for place in _PLACES:
-        weight = 2.0 ** (_LIMB_BITS * place)
+    for weight in WEIGHTS:
         limb = torch.trunc(x / weight)
         x = x - limb * weight
         limbs.append(limb.to(torch.int64))
@@ -61,8 +62,8 @@ def to_limbs(x: Tensor) -> Tensor:
 def from_limbs(limbs: Tensor) -> Tensor:
     """The float64 (...) that int64 (LIMBS, ...) add up to, rounded."""
     total = torch.zeros_like(limbs[0], dtype=torch.float64)
-    for place, limb in zip(reversed(_PLACES), reversed(limbs.unbind(0)), strict=True):
-        total = total + limb.to(torch.float64) * 2.0 ** (_LIMB_BITS * place)
+    for weight, limb in zip(reversed(WEIGHTS), reversed(limbs.unbind(0)), strict=True):
+        total = total + limb.to(torch.float64) * weight
     return total
 
 
