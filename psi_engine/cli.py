@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 
 from psi_engine import __version__
-from psi_engine.errors import InputError, PsiEngineError
+from psi_engine.errors import InputError, PsiEngineError, RankError
 
 app = typer.Typer(
     name="psi-engine",
@@ -108,6 +108,9 @@ def run(
     device: _Device = None,
     seed: _Seed = None,
     out: _Out = None,
+    shard: Annotated[
+        str | None, typer.Option(help="i/n: only mine that share of the images, for merge.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of settings; options win.")] = None,
     as_json: _Json = False,
     quiet: _Quiet = False,
@@ -115,8 +118,34 @@ def run(
 ) -> None:
     """Mine, embed, score and test every channel of the named layers of a model."""
     with _reported(debug, resumable=True):
-        options = _options(config, {**locals(), "config": None})
-        _run(options, as_json, quiet)
+        options = _options(config, {**locals(), "config": None, "shard": None})
+        if shard is None:
+            _run(options, as_json, quiet)
+        else:
+            _mine_shard(options, shard, as_json, quiet)
+
+
+@app.command()
+def merge(
+    shards: Annotated[
+        list[Path], typer.Argument(metavar="SHARD...", help="Files of --shard, or their folders.")
+    ],
+    out: Annotated[str, typer.Option(help="Run folder to go on from.")],
+    as_json: _Json = False,
+    quiet: _Quiet = False,
+    debug: _Debug = False,
+) -> None:
+    """Join the shards of a job array into a run folder, from which `run` goes on."""
+    with _reported(debug):
+        from psi_engine.mining_pass import merge_shards
+
+        def tell(text: str) -> None:
+            if not quiet:
+                sys.stderr.write(f"note: {text}\n")
+
+        folder = merge_shards(shards, Path(out), tell)
+        tell(f"every image is mined; the same run command with --out {folder} goes on from here")
+        typer.echo(json.dumps({"run": str(folder)}) if as_json else str(folder))
 
 
 @app.command()
@@ -207,10 +236,22 @@ def validate(
     ] = None,
     replicates: _Replicates = None,
     channel_replicates: Annotated[
-        int | None, typer.Option(help="At most so many where each channel needs its own (50).")
+        int | None,
+        typer.Option(
+            help="At most so many where each channel needs its own (20; ground truth 50)."
+        ),
     ] = None,
     null_channels: Annotated[
         int | None, typer.Option(help="Random sets per layer scored like channels (200).")
+    ] = None,
+    second_encoder: Annotated[
+        str | None, typer.Option(help="Encoder to compare the run's with, as for run.")
+    ] = None,
+    second_encoder_weights: Annotated[
+        str | None, typer.Option(help="Pretrained tag or file of it.")
+    ] = None,
+    examples: Annotated[
+        int | None, typer.Option(help="Channels shown of each kind and layer (2).")
     ] = None,
     bootstrap: Annotated[
         int | None, typer.Option(help="Resamples per interval (1000; ground truth 400).")
@@ -369,19 +410,36 @@ def doctor(as_json: _Json = False, debug: _Debug = False) -> None:
 
 def _run(options: dict[str, Any], as_json: bool, quiet: bool, closing: Any = None) -> None:
     from psi_engine.config import RunConfig
+    from psi_engine.distributed import launched_rank
     from psi_engine.pipeline import run as run_pipeline
     from psi_engine.report.tables import summarise
 
     config = RunConfig.from_options(**options)
     console = _console()
+    quiet = quiet or launched_rank() > 0
     # Libraries announce their downloads on stdout, which belongs to the result.
     chatter = contextlib.redirect_stdout(sys.stderr)
     with chatter, _screen(console, quiet or as_json) as progress:
         result = run_pipeline(config, progress=progress)
+    if launched_rank():  # rank 0 speaks for all
+        return
     summary = summarise(result)
     if closing is not None:
         summary["truth"] = closing(result)
     _finish(console, summary, as_json, quiet)
+
+
+def _mine_shard(options: dict[str, Any], shard: str, as_json: bool, quiet: bool) -> None:
+    from psi_engine.config import RunConfig
+    from psi_engine.mining_pass import mine_shard
+    from psi_engine.shards import parse_share
+
+    share = parse_share(shard)
+    config = RunConfig.from_options(**options)
+    chatter = contextlib.redirect_stdout(sys.stderr)
+    with chatter, _screen(_console(), quiet or as_json) as progress:
+        path = mine_shard(config, share, progress)
+    typer.echo(json.dumps({"shard": str(path)}) if as_json else str(path))
 
 
 def _validate(
@@ -515,11 +573,13 @@ def _reported(debug: bool, *, resumable: bool = False) -> Iterator[None]:
     except PsiEngineError as error:
         if debug:
             raise
-        sys.stderr.write(f"error: {error}\n")
+        if _is_told_here(error):
+            sys.stderr.write(f"{_speaker()}error: {error}\n")
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
         hint = "; the same command continues where it stopped" if resumable else ""
-        sys.stderr.write(f"interrupted{hint}\n")
+        if not _speaker():
+            sys.stderr.write(f"interrupted{hint}\n")
         raise typer.Exit(130) from None
     except (typer.Exit, typer.Abort):
         raise
@@ -527,6 +587,18 @@ def _reported(debug: bool, *, resumable: bool = False) -> Iterator[None]:
         if debug:
             raise
         sys.stderr.write(
-            f"error: {type(error).__name__}: {error}\nrun again with --debug for the traceback\n"
+            f"{_speaker()}error: {type(error).__name__}: {error}\n"
+            "run again with --debug for the traceback\n"
         )
         raise typer.Exit(1) from None
+
+
+def _speaker() -> str:
+    """Say which rank speaks; rank 0 speaks for all."""
+    rank = os.environ.get("RANK", "0")
+    return "" if rank == "0" else f"rank {rank}: "
+
+
+def _is_told_here(error: PsiEngineError) -> bool:
+    """Whether this rank should tell: not what every rank meets, nor that another one stopped."""
+    return not _speaker() or (error.rank is not None and not isinstance(error, RankError))

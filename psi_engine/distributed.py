@@ -142,7 +142,7 @@ class World:
         Raises
         ------
         InputError
-            On the ranks that do not see what rank 0 put there.
+            A rank does not see what rank 0 put there (:class:`RankError` but on rank 0).
         """
         if self.size == 1:
             return
@@ -155,7 +155,7 @@ class World:
         if self.main:
             (folder / name).unlink()
         if not all(seen):
-            raise InputError(
+            raise self._met_by_all(
                 "the ranks do not share the folder",
                 got=f"{folder}, which rank {seen.index(False)} sees as another",
                 fix="give a folder on a file system that every machine of the job mounts",
@@ -167,17 +167,20 @@ class World:
         Raises
         ------
         InputError
-            On every rank, naming the first that differs from rank 0.
+            Naming the first that differs from rank 0 (:class:`RankError` but on rank 0).
         """
         found = self.all_gather(value)
         for rank, other in enumerate(found):
             if other != found[0]:
-                raise InputError(
+                raise self._met_by_all(
                     f"the ranks see different {what}",
                     got=f"{other} on rank {rank}",
                     expected=f"{found[0]}, as on rank 0",
                     fix="give every machine of the job the same files",
                 )
+
+    def _met_by_all(self, what: str, **words: Any) -> PsiEngineError:
+        return (InputError if self.main else RankError)(what, **words)
 
     def _collect(self, operation: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         try:
@@ -238,8 +241,12 @@ def join(device: str = "auto") -> Iterator[World]:
             torch.cuda.set_device(where)
         backend = "cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=_PATIENCE)
+    rank = dist.get_rank()
     try:
-        yield World(dist.get_rank(), dist.get_world_size(), local_rank, local_size, where)
+        yield World(rank, dist.get_world_size(), local_rank, local_size, where)
+    except PsiEngineError as error:
+        error.rank = rank
+        raise
     finally:
         if not joined:
             dist.destroy_process_group()

@@ -22,6 +22,8 @@ class PsiEngineError(Exception):
     """
 
     exit_code = 1
+    rank: int | None = None
+    """The rank that met it alone, in a job of several."""
 
     def __init__(
         self,
