@@ -15,6 +15,7 @@ from torch import Tensor
 
 from psi_engine.ops.random import hash_keys, permutations, string_key, uniform
 from psi_engine.stored import StoredLayer
+from psi_engine.validation.part import Context
 
 _CROWDED = 1.0
 # Sets that a patch is in, on average, from which sets overlap enough to be told.
@@ -57,17 +58,19 @@ def pool_halves(layer: StoredLayer, seed: int) -> tuple[Tensor, Tensor]:
     return torch.nonzero(for_sets)[:, 0], torch.nonzero(~for_sets)[:, 0]
 
 
-def lack_of_images(layer: StoredLayer, seed: int) -> str | None:
-    """Why random sets as large as the layer's channels cannot be drawn; None where they can."""
-    patches = layer.rows.shape[1]
-    for_sets, for_pool = (
-        len(torch.unique(layer.pool_images[half])) for half in pool_halves(layer, seed)
-    )
-    if min(for_sets, for_pool) < patches:
-        return (
-            f"the pool of {layer.name} has {for_sets} images to draw random sets from and "
-            f"{for_pool} to compare with: fewer than the {patches} patches of a channel"
+def lack_of_images(context: Context) -> str | None:
+    """Why random sets as large as the channels of some layer cannot be drawn; None if they can."""
+    for layer in context.stored.layers.values():
+        patches = layer.rows.shape[1]
+        for_sets, for_pool = (
+            len(torch.unique(layer.pool_images[half]))
+            for half in pool_halves(layer, context.options.seed)
         )
+        if min(for_sets, for_pool) < patches:
+            return (
+                f"the pool of {layer.name} has {for_sets} images to draw random sets from and "
+                f"{for_pool} to compare with: fewer than the {patches} patches of a channel"
+            )
     return None
 
 

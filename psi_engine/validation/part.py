@@ -27,7 +27,7 @@ class Options:
     """Resamples behind every interval."""
     replicates: int | None = None
     """Draws of nulls that channels share; None = as many as the run's."""
-    channel_replicates: int = 50
+    channel_replicates: int = 20
     """Draws, at most, of nulls that every channel needs its own of."""
     null_channels: int = 200
     """Random sets per layer that are scored as if they were channels."""

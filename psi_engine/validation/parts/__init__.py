@@ -31,7 +31,7 @@ from importlib import import_module
 from psi_engine.errors import InputError
 from psi_engine.validation.part import Part
 
-NAMES: tuple[str, ...] = ("null-baseline", "k-hat", "causal")
+NAMES: tuple[str, ...] = ("null-baseline", "k-hat", "causal", "encoder", "examples")
 """Every part, in the order they run."""
 
 

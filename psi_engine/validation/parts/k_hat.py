@@ -101,11 +101,4 @@ def _summary(k: NDArray[np.int64], high: int) -> dict[str, Any]:
     }
 
 
-def needs(context: Context) -> str | None:
-    """Random sets need enough images in the pool."""
-    layers = context.stored.layers.values()
-    lacks = (lack_of_images(layer, context.options.seed) for layer in layers)
-    return next((lack for lack in lacks if lack is not None), None)
-
-
-PART = Part("k-hat", compute, draw, needs, ("null_channels", "seed"))
+PART = Part("k-hat", compute, draw, lack_of_images, ("null_channels", "seed"))
