@@ -309,7 +309,13 @@ def require_same_work(work: Work, part: Part, fix: str) -> None:
 
 def _flat(work: Work) -> dict[str, Any]:
     settings = asdict(replace(work.mine, batch_size=1))
-    return {**work.identity, **settings, "layers": dict(work.shapes), "key": work.key}
+    return {
+        **work.identity,
+        "images": work.images,
+        **settings,
+        "layers": dict(work.shapes),
+        "key": work.key,
+    }
 
 
 def _refuse_overlap(part: Part, others: Sequence[Part]) -> None:
