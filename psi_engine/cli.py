@@ -253,6 +253,10 @@ def validate(
     examples: Annotated[
         int | None, typer.Option(help="Channels shown of each kind and layer (2).")
     ] = None,
+    variants: Annotated[
+        bool | None,
+        typer.Option("--variants", help="Stability also of what must be mined or cut anew."),
+    ] = None,
     bootstrap: Annotated[
         int | None, typer.Option(help="Resamples per interval (1000; ground truth 400).")
     ] = None,

@@ -22,7 +22,7 @@ def inputs(toy_stored: StoredRun) -> Inputs:
     return reopen(toy_stored.run)
 
 
-@pytest.fixture()
+@pytest.fixture
 def embedded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many crops each call embeds."""
     counts: list[int] = []

@@ -31,7 +31,17 @@ from importlib import import_module
 from psi_engine.errors import InputError
 from psi_engine.validation.part import Part
 
-NAMES: tuple[str, ...] = ("null-baseline", "k-hat", "causal", "encoder", "examples")
+NAMES: tuple[str, ...] = (
+    "null-baseline",
+    "depth",
+    "k-hat",
+    "peers",
+    "causal",
+    "encoder",
+    "examples",
+    "stability",
+    "breadth",
+)
 """Every part, in the order they run."""
 
 

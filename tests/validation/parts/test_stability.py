@@ -114,7 +114,8 @@ def test_tables_alone_make_the_figures(result: Result, tmp_path: Path) -> None:
     ]  # fmt: skip
     text = files[1].read_text(encoding="utf-8")
     (row,) = rows(
-        result.tables["correlations"], axis="patch", layer="conv2", measure="log_psi", one="× 0.75", other="× 1"
+        result.tables["correlations"], axis="patch", layer="conv2", measure="log_psi",
+        one="× 0.75", other="× 1",
     )  # fmt: skip
     assert f"{row['spearman']:.2f}" in text
     assert "conv2: side of crops" in text
