@@ -17,7 +17,8 @@ from psi_engine.causal.paste import paste
 from psi_engine.data import Preprocess
 from psi_engine.hooks import as_maps, capture, evaluating
 from psi_engine.mining import MICRO_BATCH
-from psi_engine.mining.stream import exact_fp32, prepare
+from psi_engine.mining.precision import exact_fp32
+from psi_engine.mining.sweep import prepare
 from psi_engine.ops.crops import crop
 from psi_engine.types import ActivationShape
 

@@ -201,7 +201,7 @@ def plan_hosts(plan: LayerPlan, row: int, kind: HostKind, count: int) -> Hosts:
     places = torch.stack([aligned, non_aligned, other_rank], 1)
     donor_u, donor_v = (x[rows, places].long() for x in (plan.top.u, plan.top.v))
     target = plan.squares(u, v)
-    elsewhere = _elsewhere(target, plan.side, plan.image_size, _salted(key, "elsewhere"))
+    elsewhere = disjoint_squares(target, plan.side, plan.image_size, _salted(key, "elsewhere"))
     blank = torch.full_like(image, -1)[:, None]
     take = [0, 1, 2, 0]  # the donors of all but the blanked square, in the order of CONDITIONS
     nothing = torch.full_like(blank, -1)
@@ -288,8 +288,21 @@ def _draw_unrelated(plan: LayerPlan, row: int, key: Tensor, image: Tensor) -> tu
     return chosen, _draw(_salted(key, "site"), _site_ids(plan.top, chosen), allowed)
 
 
-def _elsewhere(target: Tensor, side: int, image_size: int, key: Tensor) -> Tensor:
-    """A square disjoint from each target, uniform over all places: int64 (hosts, 4)."""
+def disjoint_squares(target: Tensor, side: int, image_size: int, key: Tensor) -> Tensor:
+    """A square disjoint from each target, uniform over all places in the image.
+
+    Parameters
+    ----------
+    target : Tensor, int64 (hosts, 4)
+        Squares of ``side``, at most a third of the image.
+    key : Tensor, int64 (hosts,)
+        Of the draws.
+
+    Returns
+    -------
+    Tensor
+        int64 (hosts, 4).
+    """
     first = torch.arange(image_size - side + 1)
     y, x = (grid.flatten() for grid in torch.meshgrid(first, first, indexing="ij"))
     apart = ((x - target[:, :1]).abs() >= side) | ((y - target[:, 1:2]).abs() >= side)
