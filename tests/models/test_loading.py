@@ -11,10 +11,7 @@ from torch import nn
 
 from psi_engine.data import Preprocess
 from psi_engine.errors import EncoderError, ModelError
-from psi_engine.models import (
-    import_factory,
-    load_model,
-)
+from psi_engine.models import check_model, import_factory, load_model
 from tests.models.nets import FACTORY, NETS, SMALL, states_equal
 
 
@@ -82,6 +79,27 @@ def test_a_factory_in_the_working_directory(
 def test_unknown_models(name: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         load_model(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "message"),
+    [
+        ("resnet5O", "none", "expected one of resnet50"),
+        ("resnet50", "no.pth", "no weights file no.pth"),
+        ("timm:resnt18", "none", "expected one of resnet18"),
+        ("open_clip:Vit-B-32", "none", "expected one of ViT-B-32"),
+        ("open_clip:ViT-B-32", "no.pt", "no weights file no.pt"),
+        (f"{NETS}:biuld", "default", "has no factory 'biuld'"),
+    ],
+)
+def test_models_are_checked_without_being_built(
+    monkeypatch: pytest.MonkeyPatch, name: str, weights: str, message: str
+) -> None:
+    with pytest.raises(ModelError, match=message):
+        check_model(name, weights)
+    monkeypatch.setattr(nn.Module, "__init__", None)  # nothing can be built now
+    for good in ("resnet50", "timm:resnet18", "open_clip:ViT-B-32", f"{NETS}:build"):
+        check_model(good, "none")
 
 
 def test_a_module_that_fails_to_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
