@@ -1,0 +1,118 @@
+"""Crops embedded once: killed, torn, on many ranks, on a full disk."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from psi_engine import embedding
+from psi_engine.data import ImageSource, open_source
+from psi_engine.distributed import ALONE, World
+from psi_engine.embedding import EMBEDDINGS, PARTS, embed_boxes
+from psi_engine.errors import DiskFullError
+from psi_engine.patches import crop_and_resize
+from psi_engine.types import Boxes
+from tests import toy
+from tests.distributed.threads import on_ranks
+
+ROWS = 53
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> ImageSource:
+    return open_source(toy.write_images(tmp_path_factory.mktemp("images"), 20))
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedding, "BLOCK", 8)
+
+
+def boxes() -> Boxes:
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.sort(torch.randint(0, 20, (ROWS,), generator=draw)).values
+    corner = torch.randint(0, 16, (ROWS, 2), generator=draw)
+    return Boxes(ids, torch.cat([corner, corner + 12], 1))
+
+
+def expected(source: ImageSource) -> np.ndarray:
+    """Every box by itself."""
+    rows, encoder = [], toy.encoder()
+    for image, box in zip(boxes().image_ids, boxes().xyxy, strict=True):
+        view = source.view(int(image), toy.PREPROCESS)[None]
+        crop = crop_and_resize(view, torch.tensor([0]), box[None], 8, "bilinear")
+        rows.append(encoder.encode_images(crop))
+    return torch.cat(rows).numpy()
+
+
+def embed(
+    folder: Path, source: ImageSource, world: World = ALONE, die_at: int | None = None, **key: str
+) -> np.ndarray:
+    def progress(what: str, done: int, total: int) -> None:
+        assert total == ROWS
+        if die_at is not None and done >= die_at:
+            raise Killed
+
+    arguments: dict[str, Any] = {"device": torch.device("cpu"), "batch_size": 3}
+    path = embed_boxes(
+        folder, key.get("key", "k"), source, toy.PREPROCESS, boxes(), toy.encoder(),
+        **arguments, progress=progress, world=world,
+    )  # fmt: skip
+    return np.load(path)
+
+
+@pytest.mark.parametrize("sizes", [(1,), (2,), (4,), (9,), (1, 1), (3, 2), (2, 1, 4)])
+def test_rows_do_not_depend_on_ranks_and_kills(
+    tmp_path: Path, source: ImageSource, sizes: tuple[int, ...]
+) -> None:
+    for number, size in enumerate(sizes[:-1]):
+        with pytest.raises(Killed):
+            on_ranks(size, lambda world, at=16 * number + 17: embed(tmp_path, source, world, at))
+        assert [*(tmp_path / PARTS).glob("*.f32")]
+    for found in on_ranks(sizes[-1], lambda world: embed(tmp_path, source, world)):
+        np.testing.assert_array_equal(found, expected(source))
+
+
+def test_a_torn_block_is_done_again(tmp_path: Path, source: ImageSource) -> None:
+    with pytest.raises(Killed):
+        embed(tmp_path, source, die_at=24)
+    (data,) = (tmp_path / PARTS).glob("*.f32")
+    with open(data, "ab") as file:  # killed in the middle of a block's rows
+        file.write(b"\x07" * 100)
+    np.testing.assert_array_equal(embed(tmp_path, source), expected(source))
+
+
+def test_rows_under_another_key_are_dropped(tmp_path: Path, source: ImageSource) -> None:
+    with pytest.raises(Killed):
+        embed(tmp_path, source, die_at=24, key="other")
+    (data,) = (tmp_path / PARTS).glob("*.f32")
+    data.write_bytes(bytes(data.stat().st_size))
+    np.testing.assert_array_equal(embed(tmp_path, source), expected(source))
+
+
+def test_a_full_disk_is_told_and_what_was_done_stays(
+    tmp_path: Path, source: ImageSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, synced = os.fsync, []
+
+    def full(descriptor: int) -> None:
+        if len(synced) == 5:
+            raise OSError(28, "No space left on device")
+        synced.append(original(descriptor))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DiskFullError, match="no room to write a file"):
+        embed(tmp_path, source)
+    monkeypatch.setattr(os, "fsync", original)
+    assert not (tmp_path / EMBEDDINGS).exists()
+    assert [rows for _, rows in embedding._rows_done(tmp_path / PARTS, "k", (ROWS, 48))] == [16]
+    np.testing.assert_array_equal(embed(tmp_path, source), expected(source))
