@@ -102,7 +102,12 @@ def run(
         str | None, typer.Option(help="effective, theoretical or a side in pixels.")
     ] = None,
     sites: Annotated[str | None, typer.Option(help="per-image or all.")] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Of mining: fp32, tf32, fp16, bf16 or exact-fp16.")
+    ] = None,
+    memory: Annotated[
+        int | None, typer.Option(help="Bytes mining and scoring may use beside the model.")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images loaded together.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that decode images.")] = None,
     device: _Device = None,

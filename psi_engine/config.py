@@ -13,7 +13,7 @@ from psi_engine.errors import InputError
 
 Preset = Literal["paper", "calibrated"]
 Sites = Literal["per-image", "all"]
-Precision = Literal["fp32"]
+Precision = Literal["fp32", "tf32", "fp16", "bf16", "exact-fp16"]
 SNull = Literal[
     "rotation-shared", "rotation", "rotation-samples", "rotation-tangent", "pool", "neighborhood"
 ]
@@ -72,9 +72,13 @@ class MineConfig:
     sites: Sites = "per-image"
     """``per-image``: at most one site per image and channel; ``all``: any (image, u, v)."""
     precision: Precision = "fp32"
-    """Arithmetic of the forward pass; fp32 never uses TF32."""
+    """Arithmetic of the forward pass, see :mod:`psi_engine.mining.precision`; fp32 never uses
+    TF32, ``exact-fp16`` looks for candidates in fp16 and gives fp32's extremes."""
     batch_size: int = 64
     """Images loaded together. Sets loading only, never a result."""
+    memory: int | None = None
+    """Bytes of the device that mining may use beside the model; layers that do not fit together
+    are mined in turns, which changes no result. None = a quarter of what is free."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -89,6 +93,8 @@ class MineConfig:
         for name in ("bottom_k", "reservoir", "pool"):
             _at_least(self, name, 0)
         _at_least(self, "batch_size", 1)
+        if self.memory is not None:
+            _at_least(self, "memory", 1 << 20)
         _choose("sites", self.sites, get_args(Sites))
         _choose("precision", self.precision, get_args(Precision))
 

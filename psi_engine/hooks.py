@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 
 from psi_engine.errors import ModelError
 from psi_engine.types import ActivationShape
+
+Consume = Callable[[str, Tensor], None]
+"""Takes a layer's name and its output, before any later module runs."""
 
 
 class _Stop(BaseException):
@@ -26,12 +30,15 @@ class Capture(Mapping[str, Tensor]):
     once keeps its last output.
     """
 
-    def __init__(self, module: nn.Module, layers: Sequence[str]) -> None:
+    def __init__(
+        self, module: nn.Module, layers: Sequence[str], consume: Consume | None = None
+    ) -> None:
         self._module = module
         self._layers = tuple(layers)
+        self._consume = consume
         self._outputs: dict[str, Tensor] = {}
-        self._calls = 0  # of wanted layers in this pass
-        self._all_calls: int | None = None  # of wanted layers in a whole pass, once known
+        self._calls: Counter[str] = Counter()  # of wanted layers in this pass
+        self._all_calls: Counter[str] | None = None  # of them in a whole pass, once known
         self._stopping = False
 
     def run(self, batch: Tensor) -> Mapping[str, Tensor]:
@@ -64,10 +71,10 @@ class Capture(Mapping[str, Tensor]):
         except _Stop:
             pass
         else:
-            self._all_calls = self._calls
+            self._all_calls = Counter(self._calls)
         finally:
             self._stopping = False
-        missing = [name for name in self._layers if name not in self._outputs]
+        missing = [name for name in self._layers if not self._calls[name]]
         if missing:
             raise ModelError(
                 "layers that the model does not run",
@@ -88,7 +95,7 @@ class Capture(Mapping[str, Tensor]):
 
     def _begin(self, *_: Any) -> None:
         self._outputs.clear()
-        self._calls = 0
+        self._calls.clear()
 
     def _keep(self, layer: str, output: Any) -> None:
         if not isinstance(output, Tensor):
@@ -98,7 +105,13 @@ class Capture(Mapping[str, Tensor]):
                 expected="a tensor of rank 2, 3 or 4",
                 fix="name a layer inside it",
             )
-        self._calls += 1
+        self._calls[layer] += 1
+        if self._consume is not None and self._all_calls is not None:
+            if self._calls[layer] == self._all_calls[layer]:
+                self._consume(layer, output)
+            if self._stopping and self._calls == self._all_calls:
+                raise _Stop
+            return
         if self._stopping and self._calls == self._all_calls:
             self._outputs[layer] = output
             raise _Stop
@@ -107,7 +120,9 @@ class Capture(Mapping[str, Tensor]):
 
 
 @contextmanager
-def capture(module: nn.Module, layers: Sequence[str]) -> Iterator[Capture]:
+def capture(
+    module: nn.Module, layers: Sequence[str], consume: Consume | None = None
+) -> Iterator[Capture]:
     """Keep the outputs of layers while the context is open.
 
     Parameters
@@ -116,6 +131,9 @@ def capture(module: nn.Module, layers: Sequence[str]) -> Iterator[Capture]:
         The model.
     layers : sequence of str
         Names as ``module.named_modules()`` gives them.
+    consume : callable, optional
+        From the second ``.run(batch)`` on, given each output where it arises instead of a copy
+        being kept: one layer's activations are in memory at a time.
 
     Yields
     ------
@@ -133,7 +151,7 @@ def capture(module: nn.Module, layers: Sequence[str]) -> Iterator[Capture]:
     unknown = [name for name in layers if name not in modules]
     if unknown:
         raise ModelError("unknown layers", got=", ".join(unknown), expected="names of submodules")
-    found = Capture(module, layers)
+    found = Capture(module, layers, consume)
     handles = [module.register_forward_pre_hook(found._begin)]
     try:
         for name in layers:

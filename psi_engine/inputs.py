@@ -18,6 +18,7 @@ from psi_engine.config import MineConfig, PatchConfig, RunConfig, ScoreConfig
 from psi_engine.data import ImageSource, needs_download, open_source, require_network
 from psi_engine.encoders import Encoder, check_encoder, load_encoder
 from psi_engine.errors import DataError, EncoderError, InputError, RunFolderError
+from psi_engine.mining import require_precision
 from psi_engine.models import (
     LayerChoice,
     LoadedModel,
@@ -105,6 +106,7 @@ def check(config: RunConfig, progress: Progress | None = None) -> Inputs:
     if config.concepts is not None and not Path(config.concepts).is_file():
         raise InputError("no concepts file", got=config.concepts, expected="one concept a line")
     device = resolve_device(config.device)
+    require_precision(config.mine.precision, device)
     backend = resolve_backend(config.backend, device)
     downloads_weights = may_download(config.model, config.weights)
     first = "none" if downloads_weights else config.weights

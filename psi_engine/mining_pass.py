@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -13,7 +13,7 @@ from psi_engine.config import RunConfig
 from psi_engine.distributed import ALONE, World, launched
 from psi_engine.errors import InputError
 from psi_engine.inputs import Inputs, check
-from psi_engine.mining import Miner, exchange, mine, pack_state
+from psi_engine.mining import MINING, Miner, exchange, mine, pack_state
 from psi_engine.ranges import Ranges
 from psi_engine.shards import (
     Part,
@@ -39,12 +39,13 @@ CHECKPOINT_IMAGES = 4096
 
 def work_of(config: RunConfig, inputs: Inputs) -> Work:
     """What the mining stage of a run has to do, and its key."""
+    settings = asdict(replace(config.mine, batch_size=1))
     key = artifacts.fingerprint(
         "mine",
         inputs.identity,
         {layer: inputs.channels[layer] for layer in inputs.layers},
         inputs.model.preprocess,
-        replace(config.mine, batch_size=1),
+        {name: x for name, x in settings.items() if name != "memory"},
         inputs.device.type,
     )
     shapes = {layer: inputs.shapes[layer] for layer in inputs.layers}
@@ -60,6 +61,7 @@ class MiningPass:
     inputs: Inputs
     progress: Progress | None
     skipped: dict[int, str]
+    notes: list[str] = field(default_factory=list)
 
     def run(
         self,
@@ -83,6 +85,7 @@ class MiningPass:
             checkpoint=saver,
             checkpoint_every=CHECKPOINT_IMAGES,
             skipped=self.skipped,
+            notes=self.notes,
             finish=finish,
         )
 
@@ -98,7 +101,7 @@ def mine_images(
     inputs: Inputs,
     progress: Progress | None = None,
     world: World = ALONE,
-) -> tuple[Mined, dict[int, str]] | None:
+) -> tuple[Mined, dict[int, str], list[str]] | None:
     """Mine every image that no saved part covers yet, all ranks together.
 
     Parameters
@@ -113,8 +116,9 @@ def mine_images(
 
     Returns
     -------
-    tuple of Mined and dict, or None
-        The sites, and image id → reason for unreadable images; None on ranks other than 0.
+    tuple of Mined, dict and list, or None
+        The sites, image id → reason for unreadable images, and notes of the mining, rank by
+        rank; None on ranks other than 0.
 
     Raises
     ------
@@ -136,12 +140,12 @@ def mine_images(
         return exchange(miners, world) or {}
 
     mined = here.run(saver, todo, adopted, None if world.size == 1 else join_ranks)
-    gathered = world.gather(here.skipped)
+    gathered = world.gather((here.skipped, here.notes))
     if gathered is None:
         return None
-    skipped = {image: reason for found in gathered for image, reason in found.items()}
+    skipped = {image: reason for found, _ in gathered for image, reason in found.items()}
     refuse_too_many_skipped(len(skipped), work.images)
-    return mined, skipped
+    return mined, skipped, [note for _, notes in gathered for note in notes]
 
 
 def mine_shard(config: RunConfig, share: tuple[int, int], progress: Progress | None = None) -> Path:
@@ -234,7 +238,22 @@ def _stock(partial: Path, key: str) -> tuple[list[Part], str]:
 
 def _of_all(progress: Progress | None, images: int, missing: int, ranks: int) -> Progress | None:
     """Report the images of all ranks, taking the others to be about as far as this one."""
-    if progress is None:
-        return None
-    before = images - missing
-    return lambda what, done, total: progress(what, min(before + done * ranks, images), images)
+    return None if progress is None else _OfAll(progress, images, images - missing, ranks)
+
+
+@dataclass
+class _OfAll:
+    progress: Progress
+    images: int
+    before: int
+    ranks: int
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if what == MINING:
+            done, total = min(self.before + done * self.ranks, self.images), self.images
+        self.progress(what, done, total)
+
+    def note(self, what: str, text: str) -> None:
+        """Hand on what holds the work up."""
+        if (note := getattr(self.progress, "note", None)) is not None:
+            note(what, text)

@@ -124,7 +124,7 @@ def _mine(
     found = mine_images(folder.path, work, config, inputs, progress, world)
     facts: dict[str, Any] = {}
     if found is not None:
-        mined, skipped = found
+        mined, skipped, facts["notes"] = found
         artifacts.write_mined(path, mined)
         facts["images"] = mined[inputs.layers[0]].images
         facts["skipped"] = [

@@ -308,7 +308,7 @@ def require_same_work(work: Work, part: Part, fix: str) -> None:
 
 
 def _flat(work: Work) -> dict[str, Any]:
-    settings = asdict(replace(work.mine, batch_size=1))
+    settings = asdict(replace(work.mine, batch_size=1, memory=None))
     return {
         **work.identity,
         "images": work.images,

@@ -181,3 +181,24 @@ def test_maps_of_oblong_images_are_channels_first() -> None:
 def test_outputs_that_are_no_activations(output: Tensor, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         activation_shape("x", output, torch.zeros(2, 3, 8, 8))
+
+
+def test_outputs_are_consumed_where_they_arise() -> None:
+    """The last call of a layer counts, in-place work behind it does not, nothing is kept."""
+    net, x = Net().eval(), torch.randn(2, 3, 16, 16)
+    with torch.no_grad(), capture(net, ["second", "act"]) as outputs:
+        expected = {name: y.clone() for name, y in outputs.run(x).items()}
+    taken: list[tuple[str, Tensor]] = []
+    with (
+        torch.no_grad(),
+        capture(net, ["second", "act"], lambda name, y: taken.append((name, y.clone()))) as outputs,
+    ):
+        outputs.run(x)
+        assert not taken  # the first pass counts
+        for _ in range(2):
+            outputs.run(x)
+            assert not outputs
+            assert [name for name, _ in taken] == ["second", "act"]
+            for name, y in taken:
+                assert torch.equal(y, expected[name])
+            taken.clear()

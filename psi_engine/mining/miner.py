@@ -40,6 +40,17 @@ from psi_engine.types import ActivationShape, LayerSites, PoolSites, SiteSet
 
 _POOL_PRIORITY_BITS = 40  # of the 63 bits of a pool key; the rest hold the rank in the image
 _MAX_POOL = 1 << 22  # keeps the rank below 2^23
+KEPT = 4
+"""Candidates per wanted site that ``exact-fp16`` keeps at each end."""
+
+
+def kept_per_channel(config: MineConfig) -> int:
+    """Sites that a miner keeps of each channel, of all kinds."""
+    return _width(config) * (config.top_k + config.bottom_k) + config.reservoir
+
+
+def _width(config: MineConfig) -> int:
+    return KEPT if config.precision == "exact-fp16" else 1
 
 
 class Miner:
@@ -76,8 +87,9 @@ class Miner:
         self._sites = shape.grid[0] * shape.grid[1]
         self._group = self._sites if config.sites == "per-image" else 1
         count = len(self.channels)
-        self._top = topk.empty(count, config.top_k, torch.float32, device)
-        self._bottom = topk.empty(count, config.bottom_k, torch.float32, device)
+        width = _width(config)
+        self._top = topk.empty(count, width * config.top_k, torch.float32, device)
+        self._bottom = topk.empty(count, width * config.bottom_k, torch.float32, device)
         self._random = topk.empty(count, config.reservoir, torch.int64, device)
         self._pool = topk.empty(1, config.pool, torch.int64, device)
         self._moments = empty_moments(count, device)
@@ -262,6 +274,51 @@ class Miner:
         self._images += other._images
         self._newest = max(self._newest, other._newest)
 
+    def to(self, device: torch.device | str) -> None:
+        """Move the buffers to another device."""
+        for name in ("_top", "_bottom", "_random", "_pool", "_moments"):
+            parts = getattr(self, name)
+            setattr(self, name, type(parts)(*(x.to(device) for x in parts)))
+        for name in ("_channel_keys", "_pool_key", "_site_salt", "_subset"):
+            if (tensor := getattr(self, name)) is not None:
+                setattr(self, name, tensor.to(device))
+        self._compiled = numba_reason(torch.device(device)) is None
+
+    def extremes(self) -> list[tuple[topk.Entries, int]]:
+        """The sorted buffers of the wanted ends, and how many sites of each are wanted."""
+        ends = [(self._top, self.config.top_k), (self._bottom, self.config.bottom_k)]
+        return [(entries, k) for entries, k in ends if k]
+
+    def images_of(self, sites: Tensor) -> Tensor:
+        """Ids of the images that sites of the buffers are in."""
+        return sites // self._sites
+
+    def overflowed(self) -> Tensor:
+        """Sites that were not finite, int64 (channels,)."""
+        return self._moments.nonfinite
+
+    def adopt_extremes(self, exact: Miner) -> None:
+        """Take top, bottom, minimum and maximum from a miner of the same channels.
+
+        Places past the other miner's K become empty.
+        """
+        device = self._pool.keys.device
+        for name in ("_top", "_bottom"):
+            kept = getattr(self, name)
+            channels, width = kept.keys.shape
+            taken = topk.empty(channels, width, torch.float32, device)
+            for part, other in zip(taken, getattr(exact, name), strict=True):
+                part[:, : other.shape[1]] = other.to(device)
+            setattr(self, name, taken)
+        moments = self._moments
+        if exact._top.keys.shape[1]:
+            highest = exact._top.keys[:, 0].to(device)
+            moments = moments._replace(maximum=highest)
+        if exact._bottom.keys.shape[1]:
+            lowest = -exact._bottom.keys[:, 0].to(device) + 0.0
+            moments = moments._replace(minimum=lowest)
+        self._moments = moments
+
     def _settings(self) -> tuple[object, ...]:
         c = self.config
         return c.top_k, c.bottom_k, c.reservoir, c.pool, c.sites, c.precision, c.seed
@@ -322,7 +379,7 @@ class Miner:
 
     def result(self) -> LayerSites:
         """What was mined, on the CPU; slots that no site fills hold image id −1 and NaN."""
-        bottom = self._site_set(self._bottom)
+        bottom = self._site_set(self._bottom, self.config.bottom_k)
         # The bottom was kept as the top of −x; adding 0 turns −0 into +0.
         bottom = bottom._replace(values=-bottom.values + 0.0)
         pool = self._site_set(self._pool)
@@ -331,7 +388,7 @@ class Miner:
             layer=self.layer,
             shape=self.shape,
             channels=self.channels,
-            top=self._site_set(self._top),
+            top=self._site_set(self._top, self.config.top_k),
             bottom=bottom,
             random=self._site_set(self._random),
             pool=PoolSites(pool.image_ids[0][found], pool.u[0][found], pool.v[0][found]),
@@ -339,8 +396,8 @@ class Miner:
             images=self._images,
         )
 
-    def _site_set(self, entries: topk.Entries) -> SiteSet:
-        sites, values = entries.sites.cpu(), entries.values.cpu()
+    def _site_set(self, entries: topk.Entries, most: int | None = None) -> SiteSet:
+        sites, values = entries.sites[:, :most].cpu(), entries.values[:, :most].cpu()
         blank = sites == topk.NO_SITE
         image, position = sites // self._sites, sites % self._sites
         columns = self.shape.grid[1]

@@ -8,8 +8,7 @@ not depend on its place in the batch or on its neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,21 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from psi_engine.config import MineConfig
-from psi_engine.data import CorruptImage, ImageSource, Preprocess, batches, open_source
+from psi_engine.data import CorruptImage, ImageSource, Preprocess, open_source
 from psi_engine.errors import DataError, InputError
-from psi_engine.hooks import as_maps, capture, evaluating
+from psi_engine.hooks import evaluating
 from psi_engine.mining.miner import Miner
+from psi_engine.mining.passes import layer_passes
+from psi_engine.mining.precision import arithmetic, candidate_precision, require_precision
+from psi_engine.mining.refine import Refinement
 from psi_engine.mining.state import pack_state, unpack_state
+from psi_engine.mining.sweep import Sweep, Take, prepare
 from psi_engine.models import LoadedModel, activation_shapes, resolve_layers
 from psi_engine.ops.backend import resolve_device
 from psi_engine.types import LayerSites, Mined, Progress
 
+MINING = "mining"
+"""What progress is told of; ``exact-fp16`` goes on with ``refining``."""
 MICRO_BATCH = {"cpu": 16, "cuda": 128}
 """Images in every forward pass, by device type. Part of what the activations' bits depend on."""
 
@@ -43,6 +48,7 @@ def mine(
     workers: int = 0,
     progress: Progress | None = None,
     skipped: dict[int, str] | None = None,
+    notes: list[str] | None = None,
     checkpoint: Callable[[dict[str, Tensor]], None] | None = None,
     checkpoint_every: int = 4096,
     state: Mapping[str, Tensor] | None = None,
@@ -54,7 +60,7 @@ def mine(
     Parameters
     ----------
     model : nn.Module or LoadedModel
-        Moved to ``device``; run in eval mode, in float32 without TF32. Its modes are put back.
+        Moved to ``device``; run in eval mode. Its modes are put back.
     images : ImageSource, Dataset, str or Path
         Anything :func:`psi_engine.data.open_source` takes. Tensors of a Dataset go to the model
         as they are, images through ``preprocess``.
@@ -69,9 +75,12 @@ def mine(
     workers : int
         Processes that decode images.
     progress : callable, optional
-        ``progress("mining", images done, images in all)``.
+        ``progress("mining", images done, images in all)``. If it has a method ``note(what,
+        text)``, that is told whether decoding or the model is the bottleneck.
     skipped : dict, optional
         Filled with image id → reason for images that could not be read.
+    notes : list, optional
+        Filled with what the caller should know: what ``exact-fp16`` certified and how.
     checkpoint : callable, optional
         Given a flat dict of CPU tensors, enough to continue, after every ``checkpoint_every``
         images (rounded up to whole micro-batches).
@@ -119,77 +128,80 @@ def mine(
     skipped = {} if skipped is None else skipped
     preprocess = _known_preprocess(source, preprocess)
     micro = MICRO_BATCH[where.type]
-    with evaluating(module.to(where)), exact_fp32():
-        shapes = activation_shapes(module, names, _first(source, preprocess, where))
+    require_precision(config.precision, where)
+    with evaluating(module.to(where)):
+        first = _first(source, preprocess, where)
+        with arithmetic("fp32", where):
+            shapes = activation_shapes(module, names, first)
+        passes = layer_passes(shapes, config, where, micro, subsets)
+        apart = len(passes) > 1
+        home = torch.device("cpu") if apart else where  # of the miners that do not take part
         miners = {
-            name: Miner(name, shapes[name], config, subsets.get(name), where) for name in names
+            name: Miner(name, shapes[name], config, subsets.get(name), home) for name in names
         }
         done = 0 if state is None else unpack_state(state, miners, skipped, len(source))
         inherited = set(skipped)
-        indices = torch.arange(len(source)) if indices is None else indices
-        remaining = indices[indices >= done]
-        saved = seen = len(indices) - len(remaining)
-        stream = _micro_batches(
-            batches(
-                source,
-                preprocess,
-                batch_size=config.batch_size,
-                workers=workers,
-                indices=remaining,
-                skipped=skipped,
-            ),
-            micro,
+        shard = torch.arange(len(source)) if indices is None else indices
+        sweep = Sweep(
+            module, source, preprocess, where, micro, shapes, config.batch_size, workers, skipped
         )
-        with capture(module, names) as outputs:
-            for image_ids, views in stream:
-                with torch.inference_mode():
-                    outputs.run(prepare(views, preprocess, where, micro))
-                for name, miner in miners.items():
-                    maps = as_maps(outputs[name], shapes[name])[: len(image_ids)]
-                    miner.update(maps, image_ids.to(where, non_blocking=True))
-                done = int(image_ids[-1]) + 1
-                seen = int(torch.searchsorted(indices, done))
-                if progress is not None:
-                    progress("mining", seen, len(indices))
-                if checkpoint is not None and seen - saved >= checkpoint_every:
-                    # Loading runs ahead: what it skipped beyond `done` will be met again.
-                    known = {i: why for i, why in skipped.items() if i < done or i in inherited}
-                    checkpoint(pack_state(miners, known, done))
-                    saved = seen
-        if progress is not None and seen < len(indices):  # the last images could not be read
-            progress("mining", len(indices), len(indices))
+        turns = ((candidate_precision(config.precision), _into(miners)),)
+        remaining = shard[shard >= done]
+        saved = seen = len(shard) - len(remaining)
+        # All layers of a block of images are done before the next block, so that a saved state
+        # covers the same images in every layer.
+        for block in remaining.split(checkpoint_every if apart else max(1, len(remaining))):
+            for number, group in enumerate(passes):
+                for name in group if apart else ():
+                    miners[name].to(where)
+                for last in sweep.over(block, group, turns):
+                    if number + 1 < len(passes):
+                        continue
+                    done = last + 1
+                    seen = int(torch.searchsorted(shard, done))
+                    _tell(progress, sweep, seen, len(shard))
+                    if checkpoint is not None and not apart and seen - saved >= checkpoint_every:
+                        checkpoint(pack_state(miners, _known(skipped, done, inherited), done))
+                        saved = seen
+                for name in group if apart else ():
+                    miners[name].to(home)
+            if checkpoint is not None and apart and len(block):
+                done = int(block[-1]) + 1
+                checkpoint(pack_state(miners, _known(skipped, done, inherited), done))
+        if progress is not None and seen < len(shard):  # the last images could not be read
+            progress(MINING, len(shard), len(shard))
+        if config.precision == "exact-fp16":
+            # Miners that were continued hold candidates of images this call may not know of.
+            known = shard if state is None else torch.arange(len(source))
+            for group in passes:
+                told = Refinement({name: miners[name] for name in group}, sweep, known)
+                found = told.run(progress)
+                if notes is not None:
+                    notes += found
         if finish is not None:
             return Mined(finish(miners))
     return Mined({name: miner.result() for name, miner in miners.items()})
 
 
-def prepare(views: Tensor, preprocess: Preprocess, device: torch.device, size: int) -> Tensor:
-    """Normalised input of exactly ``size`` rows; the last ones repeat row 0 where rows lack."""
-    views = views.to(device, non_blocking=True)
-    x = views.to(torch.float32) if views.is_floating_point() else preprocess.normalise(views)
-    if len(x) < size:
-        x = torch.cat([x, x[:1].expand(size - len(x), *x.shape[1:])])
-    # Convolutions of deep networks run 1.3 to 2 times as fast in this layout on a CPU.
-    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x.contiguous()
+def _into(miners: Mapping[str, Miner]) -> Take:
+    def take(layer: str, maps: Tensor, image_ids: Tensor) -> None:
+        miners[layer].update(maps, image_ids)
+
+    return take
 
 
-def _micro_batches(loaded: Iterator[Any], size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Cut a stream of batches into batches of ``size`` images, the last one smaller."""
-    ids: list[Tensor] = []
-    views: list[Tensor] = []
-    held = 0
-    for batch in loaded:
-        ids.append(batch.image_ids)
-        views.append(batch.views)
-        held += len(batch.image_ids)
-        if held < size:
-            continue
-        whole = held - held % size
-        all_ids, all_views = torch.cat(ids), torch.cat(views)
-        yield from zip(all_ids[:whole].split(size), all_views[:whole].split(size), strict=True)
-        ids, views, held = [all_ids[whole:]], [all_views[whole:]], held - whole
-    if held:
-        yield torch.cat(ids), torch.cat(views)
+def _known(skipped: Mapping[int, str], done: int, inherited: set[int]) -> dict[int, str]:
+    # Loading runs ahead: what it skipped beyond `done` will be met again.
+    return {image: why for image, why in skipped.items() if image < done or image in inherited}
+
+
+def _tell(progress: Progress | None, sweep: Sweep, done: int, total: int) -> None:
+    if progress is None:
+        return
+    progress(MINING, done, total)
+    note = getattr(progress, "note", None)
+    if note is not None:
+        note(MINING, sweep.bottleneck)
 
 
 def _known_preprocess(source: ImageSource, preprocess: Preprocess | None) -> Preprocess:
@@ -219,24 +231,3 @@ def _first(source: ImageSource, preprocess: Preprocess, device: torch.device) ->
             continue
         return prepare(view[None], preprocess, device, 1)
     raise DataError(f"none of the {len(source)} images of {source.name} can be read")
-
-
-@contextmanager
-def exact_fp32() -> Iterator[None]:
-    """IEEE float32 and deterministic convolutions for the duration.
-
-    TF32 keeps 48 to 50 of 50 true sites, bfloat16 34 to 47: not exact mining.
-    """
-    ops: Any = torch.backends
-    places = (ops.cuda.matmul, ops.cudnn.conv, ops.cudnn.rnn, ops.mkldnn.conv, ops.mkldnn.matmul)
-    before = [place.fp32_precision for place in places]
-    cudnn = ops.cudnn.deterministic, ops.cudnn.benchmark
-    try:
-        for place in places:
-            place.fp32_precision = "ieee"
-        ops.cudnn.deterministic, ops.cudnn.benchmark = True, False
-        yield
-    finally:
-        for place, value in zip(places, before, strict=True):
-            place.fp32_precision = value
-        ops.cudnn.deterministic, ops.cudnn.benchmark = cudnn

@@ -116,6 +116,7 @@ def notes(run: Run) -> list[str]:
     if left_out:
         shown = "; ".join(f"{name}: {reason}" for name, reason in [*left_out.items()][:3])
         result.append(f"{len(left_out)} layers found by globs left out ({shown})")
+    result += stages.get("mine", {}).get("notes", [])
     skipped = stages.get("mine", {}).get("skipped", [])
     if skipped:
         shown = "; ".join(f"{item['key']}: {item['reason']}" for item in skipped[:3])

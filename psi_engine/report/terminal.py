@@ -55,6 +55,7 @@ class ProgressScreen:
             RateColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}", style="dim"),
             console=console,
             disable=quiet,
         )
@@ -78,8 +79,13 @@ class ProgressScreen:
             return
         if what not in self._tasks:
             self._bars.start()
-            self._tasks[what] = self._bars.add_task(what, total=total)
+            self._tasks[what] = self._bars.add_task(what, total=total, note="")
         self._bars.update(self._tasks[what], completed=done, total=total)
+
+    def note(self, what: str, text: str) -> None:
+        """Show a few words beside a bar, such as what holds the work up."""
+        if not self._quiet:
+            self._bars.update(self._tasks[what], note=text)
 
 
 def show_summary(console: Console, summary: Mapping[str, Any]) -> None:

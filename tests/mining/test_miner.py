@@ -108,6 +108,20 @@ def test_equals_brute_force(make, sites: str) -> None:
 
 
 @pytest.mark.parametrize("sites", SITES)
+@pytest.mark.parametrize("make", [ordinary, tied, negative, broken])
+def test_without_compiled_loops_it_is_the_same(make, sites: str, monkeypatch) -> None:
+    """The torch path, which other devices take; sums differ by roundings alone."""
+    maps = make()
+    ids = [2 * i for i in range(len(maps))]
+    compiled = mined(maps, ids, config(sites)).result()
+    monkeypatch.setattr("psi_engine.mining.miner.numba_reason", lambda device: "not now")
+    plain = mined(maps, ids, config(sites))
+    assert not plain._compiled
+    assert_same(plain.result(), compiled, stats=False)
+    assert_brute_force(plain.result(), maps, ids, config(sites))
+
+
+@pytest.mark.parametrize("sites", SITES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_narrow_floats_are_widened(sites: str, dtype: torch.dtype) -> None:
     maps = ordinary().to(dtype)

@@ -1,0 +1,165 @@
+"""From candidates mined in fp16 to the extremes of fp32: the second half of ``exact-fp16``.
+
+The fp16 pass keeps :data:`KEPT` · K sites per channel. The images of the first 2K run again, in
+fp32, together with a sample of the others drawn by hash; in all of them both arithmetics are
+compared at every site. Call the largest difference of a channel ``e``, its K-th best fp32 value
+``t``, and its 2K-th best fp16 value ``f``: no site outside the candidates has more than ``f`` in
+fp16. The channel is certified when
+
+    t > f + SAFETY · e.
+
+Else the images of the next 2K candidates run too, and ``f`` becomes the 4K-th value. What is
+still open then is mined in fp32 from all images: without a certificate nothing is taken on trust.
+
+What the certificate says: a site that was not run in fp32 can belong to the true extremes only
+if fp16 errs there by more than :data:`SAFETY` times as much as at any site of that channel in
+any image that was compared. That is evidence, not proof: rounding errors of a deep network have
+no useful bound in advance. The sample alone says, with 99 % confidence, that at most
+1 − 0.01^(1/n) of the images hold a larger error than ``e`` (n = 256: 1.8 %); the factor and the
+demand that such an error meet a site just below ``f`` come on top. Ties at the cut (a channel
+that is 0 in all but a few images) are never certified, nor are channels in which fp16 overflowed
+anywhere.
+
+The fp32 extremes give the minimum and maximum too. The random sites are the same in either
+arithmetic (except where fp16 overflows), but their activations, the mean, the variance and the
+sparsity are those of fp16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from psi_engine.config import Precision
+from psi_engine.mining.miner import KEPT, Miner
+from psi_engine.mining.sweep import Sweep, Take
+from psi_engine.ops import topk
+from psi_engine.ops.random import hash_keys, string_key
+
+SAFETY = 4.0
+"""How many times the largest error seen a site outside the candidates may err."""
+SAMPLE = 256
+"""Images drawn by hash for the comparison, beside those of the candidates."""
+
+
+class Refinement:
+    """The fp32 extremes of miners that hold fp16 candidates.
+
+    Parameters
+    ----------
+    miners : mapping of layer name to Miner
+        After the fp16 pass.
+    sweep : Sweep
+    images : Tensor, int64 (n,)
+        Ids of all images that the miners have seen, or more.
+    """
+
+    def __init__(self, miners: Mapping[str, Miner], sweep: Sweep, images: Tensor) -> None:
+        self._miners, self._sweep, self._images = miners, sweep, images
+        self._done = torch.zeros(int(images.max()) + 1 if len(images) else 0, dtype=torch.bool)
+        self._exact: dict[str, Miner] = {}
+        self._errors: dict[str, Tensor] = {}
+        self._open: dict[str, Tensor] = {}
+        self._fp32: dict[str, Tensor] = {}
+        for name, miner in miners.items():
+            config = replace(miner.config, precision="fp32", reservoir=0, pool=0)
+            device = self._sweep.device
+            self._exact[name] = Miner(name, miner.shape, config, miner.channels, device)
+            self._errors[name] = torch.zeros(len(miner.channels), device=device)
+            self._open[name] = torch.ones(len(miner.channels), dtype=torch.bool)
+
+    def run(self, told: Callable[[str, int, int], None] | None = None) -> list[str]:
+        """Refine every miner in place; notes on what was certified come back.
+
+        Parameters
+        ----------
+        told : callable, optional
+            ``told(what, images done, images in all)``.
+        """
+        channels = sum(len(rows) for rows in self._open.values())
+        notes = []
+        for part in range(2, KEPT + 1, 2):
+            wanted = self._of_candidates(part)
+            if part == 2:
+                wanted |= self._sample()
+            self._compare(wanted & ~self._done, told)
+            self._certify(part)
+            still = sum(int(rows.sum()) for rows in self._open.values())
+            notes.append(f"{channels - still} of {channels} channels certified by {part}K")
+            if not still:
+                break
+        else:
+            self._mine_the_rest(told)
+            notes.append(f"{still} mined in fp32 from all images")
+        for name, miner in self._miners.items():
+            miner.adopt_extremes(self._exact[name])
+        run = int(self._done.sum())
+        return [f"exact-fp16: {', '.join(notes)}; {run} of {len(self._images)} images in fp32"]
+
+    def _of_candidates(self, part: int) -> Tensor:
+        """The images of the first ``part`` · K candidates of open channels, bool (images,)."""
+        wanted = torch.zeros_like(self._done)
+        for name, miner in self._miners.items():
+            for entries, k in miner.extremes():
+                sites = entries.sites[:, : part * k].cpu()[self._open[name]]
+                wanted[miner.images_of(sites[sites != topk.NO_SITE])] = True
+        return wanted
+
+    def _sample(self) -> Tensor:
+        seed = next(iter(self._miners.values())).config.seed
+        keys = hash_keys(seed, string_key("exact-fp16"), self._images)
+        drawn = self._images[torch.argsort(keys)[:SAMPLE]]
+        wanted = torch.zeros_like(self._done)
+        wanted[drawn] = True
+        return wanted
+
+    def _names(self) -> list[str]:
+        return [name for name, rows in self._open.items() if bool(rows.any())]
+
+    def _compare(self, wanted: Tensor, told: Callable[[str, int, int], None] | None) -> None:
+        """Run images in both arithmetics: fp32 sites are kept, differences are measured."""
+
+        def keep(layer: str, maps: Tensor, ids: Tensor) -> None:
+            self._exact[layer].update(maps, ids)
+            self._fp32[layer] = maps.clone()
+
+        def measure(layer: str, maps: Tensor, ids: Tensor) -> None:
+            apart = (self._fp32.pop(layer) - maps.to(torch.float32)).abs()
+            # Differences of what is not finite certify nothing.
+            apart = torch.where(apart.isnan(), torch.inf, apart).amax((0, 2, 3))
+            apart = apart[self._exact[layer].channels.to(apart.device)]
+            self._errors[layer] = torch.maximum(self._errors[layer], apart)
+
+        indices = wanted.nonzero().squeeze(1)
+        turns: Sequence[tuple[Precision, Take]] = (("fp32", keep), ("fp16", measure))
+        for last in self._sweep.over(indices, self._names(), turns):
+            if told is not None:
+                told("refining", int(torch.searchsorted(indices, last + 1)), len(indices))
+        self._done |= wanted
+
+    def _certify(self, part: int) -> None:
+        for name, rows in self._open.items():
+            miner, error = self._miners[name], self._errors[name].cpu()
+            certain = miner.overflowed().cpu() == 0
+            sides = zip(miner.extremes(), self._exact[name].extremes(), strict=True)
+            for (low, k), (exact, _) in sides:
+                floor = low.keys[:, part * k - 1].cpu()
+                value = exact.keys[:, k - 1].cpu()
+                # −inf: every site there is has been a candidate
+                certain &= (floor == -torch.inf) | (value > floor + SAFETY * error)
+            self._open[name] = rows & ~certain
+
+    def _mine_the_rest(self, told: Callable[[str, int, int], None] | None) -> None:
+        indices = self._images[~self._done[self._images]]
+        names = self._names()
+
+        def keep(layer: str, maps: Tensor, ids: Tensor) -> None:
+            self._exact[layer].update(maps, ids)
+
+        for last in self._sweep.over(indices, names, (("fp32", keep),)):
+            if told is not None:
+                told("refining", int(torch.searchsorted(indices, last + 1)), len(indices))
+        self._done[indices] = True

@@ -1,0 +1,172 @@
+"""exact-fp16 gives fp32's extremes; what cannot be certified is mined again."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from psi_engine.config import MineConfig
+from psi_engine.mining import Miner, mine, refine
+from psi_engine.types import LayerSites
+from tests.mining.test_stream import images
+
+
+def config(precision: str = "exact-fp16", **changes) -> MineConfig:
+    sizes = {"top_k": 4, "bottom_k": 4, "reservoir": 5, "pool": 30, "batch_size": 32} | changes
+    return MineConfig(precision=precision, **sizes)
+
+
+def assert_same_extremes(found: LayerSites, expected: LayerSites) -> None:
+    for kind in ("top", "bottom", "pool"):
+        for x, y in zip(getattr(found, kind), getattr(expected, kind), strict=True):
+            torch.testing.assert_close(x, y, rtol=0, atol=0, equal_nan=True)
+    for name in ("image_ids", "u", "v"):
+        assert torch.equal(getattr(found.random, name), getattr(expected.random, name))
+    for name in ("minimum", "maximum", "count"):
+        assert torch.equal(getattr(found.stats, name), getattr(expected.stats, name)), name
+    torch.testing.assert_close(found.stats.mean, expected.stats.mean, rtol=0.01, atol=1e-3)
+
+
+class Wide(nn.Module):
+    """Eight channels of plain convolutions; nothing ties."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            self.a = nn.Conv2d(3, 8, 3, stride=2)
+            self.b = nn.Conv2d(8, 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).relu())
+
+
+@pytest.fixture
+def few_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refine, "SAMPLE", 16)
+
+
+@pytest.mark.parametrize("sites", ["per-image", "all"])
+@pytest.mark.usefixtures("few_compared")
+def test_extremes_are_those_of_fp32(sites: str) -> None:
+    data, notes = TensorDataset(images(400)), []
+    expected = mine(Wide(), data, ["a", "b"], config("fp32", sites=sites))
+    found = mine(Wide(), data, ["a", "b"], config(sites=sites), notes=notes)
+    low = mine(Wide(), data, ["a", "b"], config("fp16", sites=sites))
+    for layer in expected:
+        assert_same_extremes(found[layer], expected[layer])
+    # fp16 alone has other values, so the fp32 pass did happen
+    assert not torch.equal(low["b"].top.values, expected["b"].top.values)
+    assert notes[0].startswith("exact-fp16: ")
+    assert "of 16 channels certified by 2K" in notes[0]
+
+
+@pytest.mark.usefixtures("few_compared")
+def test_only_candidates_run_again_where_all_is_certified() -> None:
+    data, notes = TensorDataset(images(400)), []
+    one = {"a": torch.tensor([2])}
+    expected = mine(Wide(), data, ["a"], config("fp32"), channels=one)["a"]
+    found = mine(Wide(), data, ["a"], config(), channels=one, notes=notes)["a"]
+    assert_same_extremes(found, expected)
+    assert "1 of 1 channels certified by 2K; " in notes[0]
+    run = int(notes[0].split("; ")[1].split()[0])
+    assert run <= 16 + 2 * 8  # the sample and 2K candidates at each end
+
+
+@pytest.mark.usefixtures("few_compared")
+def test_ties_at_the_cut_are_mined_in_fp32() -> None:
+    class Silent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.relu = Wide().a, nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.relu(self.a(x) - 2.4)
+
+    data, notes = TensorDataset(images(200)), []
+    expected = mine(Silent(), data, ["relu"], config("fp32"))["relu"]
+    assert (expected.top.values == 0).any()
+    found = mine(Silent(), data, ["relu"], config(), notes=notes)["relu"]
+    assert_same_extremes(found, expected)
+    assert "mined in fp32 from all images; 200 of 200" in notes[0]
+
+
+@pytest.mark.usefixtures("few_compared")
+def test_overflow_in_fp16_is_mined_in_fp32() -> None:
+    class Large(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 2, 1, bias=False)
+            with torch.no_grad():
+                self.conv.weight[0] = 3e4
+                self.conv.weight[1] = 1.0
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x)
+
+    data = TensorDataset(images(60))
+    low = mine(Large(), data, ["conv"], config("fp16"))["conv"]
+    assert low.stats.nonfinite[0] > 0
+    found = mine(Large(), data, ["conv"], config())["conv"]
+    expected = mine(Large(), data, ["conv"], config("fp32"))["conv"]
+    for kind in ("top", "bottom"):
+        for x, y in zip(getattr(found, kind), getattr(expected, kind), strict=True):
+            assert torch.equal(x, y)
+
+
+def test_a_margin_within_the_error_is_no_certificate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a huge factor nothing is certified, and the result is the same."""
+    monkeypatch.setattr(refine, "SAFETY", 1e9)
+    monkeypatch.setattr(refine, "SAMPLE", 4)
+    data, notes = TensorDataset(images(100)), []
+    found = mine(Wide(), data, ["b"], config(), notes=notes)["b"]
+    assert_same_extremes(found, mine(Wide(), data, ["b"], config("fp32"))["b"])
+    assert notes == [
+        "exact-fp16: 0 of 8 channels certified by 2K, 0 of 8 channels certified by 4K, "
+        "8 mined in fp32 from all images; 100 of 100 images in fp32"
+    ]
+
+
+@pytest.mark.usefixtures("few_compared")
+def test_shards_refined_apart_merge_to_the_whole() -> None:
+    data, parts = TensorDataset(images(200)), []
+
+    def hand_over(miners):
+        parts.append(miners["b"])
+        return {}
+
+    for indices in (torch.arange(70), torch.arange(70, 200)):
+        mine(Wide(), data, ["b"], config(), indices=indices, finish=hand_over)
+    parts[1].merge(parts[0])
+    assert_same_extremes(parts[1].result(), mine(Wide(), data, ["b"], config("fp32"))["b"])
+
+
+@pytest.mark.usefixtures("few_compared")
+def test_continued_from_a_saved_state() -> None:
+    data, saved = TensorDataset(images(200)), []
+    expected = mine(Wide(), data, ["b"], config("fp32"))["b"]
+    mine(Wide(), data, ["b"], config(), checkpoint=saved.append, checkpoint_every=64)
+    found = mine(Wide(), data, ["b"], config(), state=saved[1])["b"]
+    assert_same_extremes(found, expected)
+
+
+def test_wider_buffers_are_saved_and_cut_in_the_result() -> None:
+    miner = Miner("b", mine(Wide(), TensorDataset(images(4)), ["b"])["b"].shape, config())
+    assert miner.state_dict()["top.keys"].shape == (8, 16)
+    assert miner.result().top.values.shape == (8, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "vit_b_32"])
+def test_real_architectures(name: str, few_compared: None) -> None:
+    torchvision = pytest.importorskip("torchvision", reason="torchvision is a dependency")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        size = {"image_size": 64} if name.startswith("vit") else {}
+        module = getattr(torchvision.models, name)(weights=None, **size)
+    layer = "layer3" if name == "resnet18" else "encoder.layers.encoder_layer_5"
+    data = TensorDataset(images(120, 64))
+    found = mine(module, data, [layer], config())[layer]
+    assert_same_extremes(found, mine(module, data, [layer], config("fp32"))[layer])
