@@ -141,7 +141,7 @@ def unusable_reason(plan: LayerPlan, row: int) -> str | None:
         )
     others = plan.top.image_ids[_unrelated(plan, row)].unique()
     if len(others) < 2:
-        return "no other channel of the layer has patches from images this one is not mined from"
+        return "no unrelated channel of the layer has patches from images that are not this one's"
     return None
 
 
@@ -169,9 +169,10 @@ def plan_hosts(plan: LayerPlan, row: int, kind: HostKind, count: int) -> Hosts:
     Notes
     -----
     Non-aligned: first another usable cluster is drawn, then one of its patches. Random: first
-    another channel of the layer, then one of its top sites, from an image that is not among this
-    channel's. Donors never come from the host's image. Elsewhere is one square per host, uniform
-    over the places disjoint from the target, for both controls that use it.
+    one of the channels of the layer that share images with this one no more than the median
+    channel does, then one of its top sites, from an image that is not among this channel's.
+    Donors never come from the host's image. Elsewhere is one square per host, uniform over the
+    places disjoint from the target, for both controls that use it.
     """
     clusters = usable_clusters(plan, row)
     if kind == "top":
@@ -268,10 +269,17 @@ def _draw_of_cluster(
 
 
 def _unrelated(plan: LayerPlan, row: int) -> Tensor:
-    """Top sites of other channels from images that are not among this one's: bool."""
+    """Top sites of unrelated channels from images that are not among this one's: bool.
+
+    Unrelated are the other channels that share no larger part of their images with this one
+    than the median channel does: half of the layer at least.
+    """
     images = plan.top.image_ids
-    own = images[row][plan.mask[row]]
-    found = plan.mask & ~torch.isin(images, own)
+    shared = plan.mask & torch.isin(images, images[row][plan.mask[row]])
+    share = shared.sum(1) / plan.mask.sum(1)  # NaN where a channel has no patches
+    others = share.clone()
+    others[row] = torch.nan
+    found = plan.mask & ~shared & (share <= others.nanmedian())[:, None]
     found[row] = False
     return found
 

@@ -71,6 +71,20 @@ def test_squares_lie_in_the_image_and_elsewhere_is_disjoint(side: int) -> None:
                 assert any(apart)
 
 
+def test_random_donors_come_from_channels_that_share_few_images() -> None:
+    """Channel 1 shares most of its images with channel 0, channel 2 some, the others none."""
+    images = torch.arange(72).view(6, 12)
+    images[1, :9] = images[0, :9]
+    images[2, :3] = images[0, :3]
+    hosts = plan_hosts(layer_plan(images), 0, "random", 8)
+    assert set(hosts.donor_channel[:, AT["random"]].tolist()) <= {3, 4, 5}
+    images[3:, :6] = images[0, :6]  # now channel 2 shares the least, the median share is a half
+    hosts = plan_hosts(layer_plan(images), 0, "random", 8)
+    drawn = hosts.donor_channel[:, AT["random"]].tolist()
+    assert set(drawn) <= {2, 3, 4, 5}
+    assert 2 in drawn
+
+
 def test_elsewhere_is_uniform_over_the_disjoint_places() -> None:
     target = torch.tensor([[1, 2, 3, 4]]).expand(6000, 4)
     found = disjoint_squares(target, 2, 6, hash_keys(3, torch.arange(6000)))
@@ -133,7 +147,10 @@ def test_draws_depend_on_neither_channels_beside_nor_the_number_of_hosts() -> No
         ("one cluster", "1 cluster with patches of two images, two are needed; sizes [11, 1]"),
         ("one image", "1 cluster with patches of two images, two are needed; sizes [6, 6]"),
         ("none", "0 clusters with patches of two images, two are needed; sizes []"),
-        ("alone", "no other channel of the layer has patches from images this one is not mined"),
+        (
+            "alone",
+            "no unrelated channel of the layer has patches from images that are not this one's",
+        ),
     ],
 )
 def test_every_reason_against_a_channel(change: str, reason: str) -> None:
