@@ -57,6 +57,11 @@ class Suite:
     figures: tuple[Path, ...]
     notes: tuple[str, ...]
 
+    @property
+    def failed(self) -> tuple[Outcome, ...]:
+        """The runs that failed."""
+        return tuple(outcome for outcome in self.outcomes if outcome.status == "failed")
+
     def summary(self) -> dict[str, Any]:
         """What :func:`psi_engine.report.comparison.show` draws and ``--json`` prints."""
         outcomes = [asdict(outcome) for outcome in self.outcomes]
