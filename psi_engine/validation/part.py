@@ -40,6 +40,12 @@ class Options:
     each layer."""
     variants: bool = False
     """Also compare what must be mined or cut anew: a larger K, other crops, other site policies."""
+    sets: int = 100
+    """Image sets of the ground truth per kind."""
+    units: int = 100
+    """Planted units of the ground truth per kind."""
+    coarse: str | None = None
+    """A file that maps classes to parents, for the ground truth; None = no related kinds."""
     seed: int = 0
     device: str | None = None
     """Where models run; None = as the run says. Never changes what a table means."""

@@ -156,7 +156,7 @@ def test_the_command_tells_and_its_exit_code_too(recorder: Recorder, toy_copy: P
     for arguments, message in (
         ((), "give a run folder, or --ground-truth"),
         ((toy_copy, "--ground-truth"), "--ground-truth takes no run"),
-        ((toy_copy, "--sets", 5), "--sets with a run; expected with --ground-truth only"),
+        ((toy_copy, "--top-k", 5), "--top-k with a run; expected with --ground-truth only"),
         ((toy_copy, "--null-channels", 3), "null_channels is too small; got 3"),
         (("--ground-truth", "--null-channels", 9), "--null-channels with --ground-truth"),
     ):

@@ -41,6 +41,7 @@ NAMES: tuple[str, ...] = (
     "examples",
     "stability",
     "breadth",
+    "ground-truth",
 )
 """Every part, in the order they run."""
 
