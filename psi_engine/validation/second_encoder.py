@@ -52,11 +52,6 @@ class Sister:
     vocabulary: str
 
 
-def specification(stored: StoredRun, spec: str | None) -> str | None:
-    """Return the second encoder's name: the one given, else the one known to fit the run."""
-    return spec or OF_DEMO.get(stored.config.encoder)
-
-
 def embed_again(
     stored: StoredRun,
     spec: str,

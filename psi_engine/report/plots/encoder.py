@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ _SCATTER = {"d": "D", "d_z": "z of D", "log_psi": "log PSI"}
 _SHORT = {"polysemantic": "poly", "monosemantic": "mono", "random-like": "random"}
 
 
-def draw(tables: dict[str, pa.Table], stem: Path) -> list[Path]:
+def draw(tables: Mapping[str, pa.Table], stem: Path) -> list[Path]:
     """Draw a scatter per measure, and a table of verdicts.
 
     Parameters

@@ -8,6 +8,7 @@ second row is left out.
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ _LETTERS = 30
 Rows = list[dict[str, Any]]
 
 
-def draw(tables: dict[str, pa.Table], stem: Path) -> list[Path]:
+def draw(tables: Mapping[str, pa.Table], stem: Path) -> list[Path]:
     """Draw a sheet per channel, and an overview of two: the highest PSI beside a low one.
 
     Parameters
@@ -70,7 +71,7 @@ def _pick(channels: Rows) -> Rows:
     return [first[0], first[-1]] if len(first) > 1 else first
 
 
-def _sheet(tables: dict[str, pa.Table], channel: dict[str, Any]) -> tuple[dict[str, Any], Rows]:
+def _sheet(tables: Mapping[str, pa.Table], channel: dict[str, Any]) -> tuple[dict[str, Any], Rows]:
     """A channel and its clusters, each with the ``patches`` to show and their pictures."""
     own = {"layer": channel["layer"], "channel": channel["channel"]}
     clusters = _where(tables["clusters"], own)

@@ -11,10 +11,10 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from psi_engine.detection import interval, resample
 from psi_engine.encoders import check_encoder
 from psi_engine.ops.contingency import normalized_mutual_information
 from psi_engine.ops.random import hash_keys, string_key
+from psi_engine.paired_tests import mean_intervals
 from psi_engine.rank_correlation import LEAST, rank_correlation
 from psi_engine.report.plots.encoder import draw
 from psi_engine.types import COMPONENTS, VERDICTS
@@ -182,9 +182,13 @@ def rank_rows(layer: str, rows: list[dict[str, Any]], options: Any) -> list[dict
             one, other, key=_key(options, layer, name), resamples=options.bootstrap
         )
         if result.n >= LEAST:
-            values = {k: None if x != x else x for k, x in result._asdict().items()}
+            values = _without_nan(result._asdict())
             found.append({"layer": layer, "measure": name, "channels": values.pop("n"), **values})
     return found
+
+
+def _without_nan(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: None if value != value else value for name, value in row.items()}
 
 
 def choice_rows(layer: str, rows: list[dict[str, Any]], options: Any) -> list[dict[str, Any]]:
@@ -218,11 +222,9 @@ def _by_chance(pairs: Sequence[tuple[Any, ...]]) -> float:
 
 
 def _mean(values: NDArray[np.float64], key: int, resamples: int) -> dict[str, Any]:
-    counts = resample(key, len(values), resamples)[:, 1:]
-    low, high = interval(values @ counts / len(values))
-    return {
-        "channels": len(values), "mean": values.mean(), "low": float(low), "high": float(high)
-    }  # fmt: skip
+    (low,), (high,) = mean_intervals(key, values[None], resamples)
+    found = {"channels": len(values), "mean": values.mean(), "low": low, "high": high}
+    return _without_nan(found)
 
 
 def verdict_rows(layer: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -77,7 +77,7 @@ def test_patches_are_the_strongest_of_their_cluster_with_the_pictures_they_come_
             shown = [p for p in patches if all(p[k] == part[k] for k in (*own, "cluster"))]
             assert [p["rank"] for p in shown] == sorted(s["rank"] for s in mine)[:SHOWN]
             labels = [s["label"] for s in mine]
-            label = toy.CLASSES.index(part["label"])
+            label = toy_stored.class_names.index(part["label"])
             assert labels.count(label) == max(map(labels.count, labels))
             assert part["label_share"] == labels.count(label) / len(labels)
     for patch in patches:
