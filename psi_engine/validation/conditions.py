@@ -157,5 +157,15 @@ def image_half(layer: StoredLayer, split: int, side: int) -> dict[str, Any]:
     }
 
 
+def smallest_pool(layer: StoredLayer, listed: list[Condition]) -> int:
+    """Patches in the smallest pool that a condition leaves of a layer's."""
+    pools = [len(layer.pool_images)]
+    for condition in listed:
+        if condition.half is not None:
+            split, side = condition.half
+            pools.append(int((_side(layer.pool_images, split) == side).sum()))
+    return min(pools)
+
+
 def _side(images: Tensor, split: int) -> Tensor:
     return (hash_keys(split, string_key("validation/stability/half"), images) >> 61) & 1

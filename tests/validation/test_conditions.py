@@ -7,7 +7,14 @@ import torch
 
 from psi_engine.config import ScoreConfig
 from psi_engine.stored import StoredRun
-from psi_engine.validation.conditions import AXES, conditions, image_half, pairs, score_under
+from psi_engine.validation.conditions import (
+    AXES,
+    conditions,
+    image_half,
+    pairs,
+    score_under,
+    smallest_pool,
+)
 
 OWN = ScoreConfig(replicates=30)
 
@@ -88,6 +95,14 @@ def test_halves_hold_the_first_patches_of_their_own_images(
             found = half["embeddings"][channel][mask]
             assert torch.equal(found, stored.embeddings[channel, places])
             assert half["labels"][channel][mask].tolist() == stored.labels[channel, places].tolist()
+
+
+def test_the_smallest_pool_is_that_of_some_half(toy_stored: StoredRun) -> None:
+    layer = toy_stored.layers["conv2"]
+    listed = conditions(OWN, 12, seed=0)
+    pools = [len(image_half(layer, *c.half)["pool"]) for c in listed if c.half is not None]
+    assert smallest_pool(layer, listed) == min(pools) < len(layer.pool)
+    assert smallest_pool(layer, []) == len(layer.pool)
 
 
 def _sides(images: set[int]) -> list[int]:

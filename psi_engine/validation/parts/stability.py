@@ -27,7 +27,14 @@ from psi_engine.validation.agreement import (
     nested_correlation,
     reliability,
 )
-from psi_engine.validation.conditions import AXES, Condition, conditions, pairs, score_under
+from psi_engine.validation.conditions import (
+    AXES,
+    Condition,
+    conditions,
+    pairs,
+    score_under,
+    smallest_pool,
+)
 from psi_engine.validation.part import Context, Part, Result
 from psi_engine.validation.variants import make_variant, variants
 
@@ -66,9 +73,12 @@ def compute(context: Context) -> Result:
     stored, options = context.stored, context.options
     top_k = stored.config.mine.top_k
     own = own_settings(context)
-    listed = conditions(own, top_k, options.seed)
     runs: dict[str | None, StoredRun] = {None: stored}
     notes: list[str] = []
+    listed = conditions(own, top_k, options.seed)
+    if small := [x.name for x in stored.layers.values() if smallest_pool(x, listed) < top_k // 2]:
+        listed = [condition for condition in listed if condition.half is None]
+        notes.append(f"halves of the images are left out: half a pool is too small ({small[0]})")
     if options.variants:
         listed += _variants(context, own, runs, notes)
     scores = _score_all(context, listed, runs)
@@ -78,7 +88,8 @@ def compute(context: Context) -> Result:
     for one, other in compared:
         names = {"axis": one.axis, "one": one.name, "other": other.name}
         for layer in _layers(stored):
-            key = _key(options.seed, one, other, layer)
+            # one key for all pairs of a layer: their intervals are of the same resampled channels
+            key = int(hash_keys(options.seed, string_key(f"validation/stability/{layer}")))
             first, second = (_of(columns, stored, layer, x) for x in (one, other))
             rows = agreement(first, second, key=key, resamples=options.bootstrap)
             correlations += [{"layer": layer, **names, **row} for row in rows]
@@ -160,11 +171,6 @@ def _of(
         return columns[_at(layer, condition)]
     parts = [columns[_at(name, condition)] for name in stored.layers]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _key(seed: int, one: Condition, other: Condition, layer: str) -> int:
-    # one key for all pairs of a layer: their intervals come from the same resampled channels
-    return int(hash_keys(seed, string_key(f"validation/stability/{layer}")))
 
 
 def _halves(correlations: list[dict[str, Any]], top_k: int) -> _Halves:

@@ -16,7 +16,7 @@ from psi_engine.stored import StoredRun
 from psi_engine.validation.part import Context, Options, Result
 from psi_engine.validation.parts.stability import PART, compute, why_missed
 
-OPTIONS = Options(bootstrap=40, replicates=40, variants=True)
+OPTIONS = Options(bootstrap=40, variants=True)
 
 
 @pytest.fixture(scope="module")
@@ -62,16 +62,14 @@ def test_coefficients_are_scipys_of_the_scores_in_the_table(result: Result) -> N
 
 
 def test_the_runs_own_condition_has_the_runs_own_scores(
-    toy_stored: StoredRun, tmp_path: Path
+    result: Result, toy_stored: StoredRun
 ) -> None:
-    """With the run's own number of draws: to the bit."""
-    found = compute(Context(toy_stored, Options(bootstrap=20), tmp_path)).tables["scores"]
-    own = toy_stored.run.channels
-    for axis, name in (("K", "12"), ("seed", "0"), ("M", "60"), ("k", "2–5")):
+    found, own = result.tables["scores"], toy_stored.run.channels
+    names = (("K", "12"), ("seed", "0"), ("M", "60"), ("k", "2–5"), ("patch", "× 1"))
+    for axis, name in names:
         kept = pc.and_(pc.equal(found["axis"], axis), pc.equal(found["condition"], name))
         assert found.filter(kept)["log_psi"].to_pylist() == own["log_psi"].to_pylist()
         assert found.filter(kept)["verdict"].to_pylist() == own["verdict"].to_pylist()
-    assert not (tmp_path / "variants").exists()
 
 
 def test_targets_are_those_of_seeds_and_the_last_fifth_of_patches(result: Result) -> None:
@@ -108,7 +106,11 @@ def test_what_moved_a_ranking_is_said_in_words() -> None:
 
 
 def test_tables_alone_make_the_figures(result: Result, tmp_path: Path) -> None:
-    files = PART.draw(result.tables, tmp_path / "stability")
+    one_layer = {
+        name: result.tables[name].filter(pc.equal(result.tables[name]["layer"], "conv2"))
+        for name in ("correlations", "reasons")
+    }
+    files = PART.draw(one_layer, tmp_path / "stability")
     assert [f.name for f in files] == [
         "stability.png", "stability.svg", "stability-components.png", "stability-components.svg"
     ]  # fmt: skip
@@ -121,15 +123,20 @@ def test_tables_alone_make_the_figures(result: Result, tmp_path: Path) -> None:
     assert "conv2: side of crops" in text
 
 
-def test_without_labels_there_is_no_q(toy_stored: StoredRun, tmp_path: Path) -> None:
-    layers = {
-        name: replace(layer, image_labels=None)
-        for name, layer in toy_stored.layers.items() if name == "conv2"
-    }  # fmt: skip
+def test_without_labels_or_halves_the_rest_is_compared(
+    toy_stored: StoredRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers = {"conv2": replace(toy_stored.layers["conv2"], image_labels=None)}
     bare = replace(toy_stored, layers=layers)
-    tables = compute(Context(bare, Options(bootstrap=20, replicates=20), tmp_path)).tables
-    assert {r["measure"] for r in tables["correlations"].to_pylist()} == {
-        "log_psi", "s", "d", "s_z", "d_z"
-    }  # fmt: skip
-    assert {r["only_q"] for r in tables["reasons"].to_pylist()} == {None}
-    assert PART.draw(tables, tmp_path / "figure")
+    monkeypatch.setattr(
+        "psi_engine.validation.parts.stability.smallest_pool", lambda layer, listed: 5
+    )
+    found = compute(Context(bare, Options(bootstrap=20, replicates=20), tmp_path))
+    rows = found.tables["correlations"].to_pylist()
+    assert {r["measure"] for r in rows} == {"log_psi", "s", "d", "s_z", "d_z"}
+    assert {r["axis"] for r in rows} == {"K", "seed", "M", "k", "solver"}
+    assert found.notes == ("halves of the images are left out: half a pool is too small (conv2)",)
+    reasons = found.tables["reasons"].to_pylist()
+    assert {r["only_q"] for r in reasons} == {r["expected"] for r in reasons} == {None}
+    assert not (tmp_path / "variants").exists()  # nobody asked for them
+    assert PART.draw(found.tables, tmp_path / "figure")
