@@ -32,6 +32,7 @@ from psi_engine.ops.moments import (
     Moments,
     add_moments,
     batch_moments,
+    carry,
     empty_moments,
     summarise,
 )
@@ -39,6 +40,7 @@ from psi_engine.ops.random import hash_keys, string_key, uniform
 from psi_engine.types import ActivationShape, LayerSites, PoolSites, SiteSet
 
 _POOL_PRIORITY_BITS = 40  # of the 63 bits of a pool key; the rest hold the rank in the image
+_CARRY_EVERY = 1 << 20  # images; sums of 2^23 could overflow
 _MAX_POOL = 1 << 22  # keeps the rank below 2^23
 KEPT = 4
 """Candidates per wanted site that ``exact-fp16`` keeps at each end."""
@@ -133,7 +135,10 @@ class Miner:
         if self._subset is not None:
             maps = maps.index_select(1, self._subset)
         x = maps.flatten(2).to(torch.float32)
+        before = self._images // _CARRY_EVERY
         self._images += len(image_ids)
+        if self._images // _CARRY_EVERY > before:
+            self._moments = carry(self._moments)
         if self._compiled:
             self._take_in_compiled(x.contiguous(), image_ids, fresh)
         else:
@@ -270,7 +275,7 @@ class Miner:
         ]
         self._top, self._bottom, self._random, self._pool = merged
         moments = Moments(*(x.to(device) for x in other._moments))
-        self._moments = add_moments(self._moments, moments)
+        self._moments = carry(add_moments(self._moments, moments))
         self._images += other._images
         self._newest = max(self._newest, other._newest)
 

@@ -49,7 +49,7 @@ def to_limbs(x: Tensor) -> Tensor:
     """Split float64 (...) into int64 (LIMBS, ...), each below 2⁴⁰ in magnitude.
 
     Exact for finite |x| < 2²⁸⁰ down to multiples of 2⁻¹⁶⁰, which covers sums of squares of
-    float32. 2²³ numbers may be added before a limb could overflow.
+    float32. 2²³ numbers may be added before a limb could overflow: :func:`carry` before that.
     """
     limbs = []
     for weight in WEIGHTS:
@@ -60,11 +60,27 @@ def to_limbs(x: Tensor) -> Tensor:
 
 
 def from_limbs(limbs: Tensor) -> Tensor:
-    """The float64 (...) that int64 (LIMBS, ...) add up to, rounded."""
+    """The float64 (...) that int64 (LIMBS, ...) add up to, rounded.
+
+    It depends on the sum alone, not on how it is spread over the integers.
+    """
+    limbs = _carried(limbs)
+    negative = limbs[0] < 0
+    limbs = _carried(torch.where(negative, -limbs, limbs))
     total = torch.zeros_like(limbs[0], dtype=torch.float64)
     for weight, limb in zip(reversed(WEIGHTS), reversed(limbs.unbind(0)), strict=True):
         total = total + limb.to(torch.float64) * weight
-    return total
+    return torch.where(negative, -total, total)
+
+
+def _carried(limbs: Tensor) -> Tensor:
+    """The same sum with every integer but the first from 0 to 2⁴⁰ − 1."""
+    parts = list(limbs.unbind(0))
+    for place in range(LIMBS - 1, 0, -1):
+        over = parts[place] >> _LIMB_BITS
+        parts[place] = parts[place] - (over << _LIMB_BITS)
+        parts[place - 1] = parts[place - 1] + over
+    return torch.stack(parts)
 
 
 def empty_moments(channels: int, device: torch.device | str) -> Moments:
@@ -136,6 +152,11 @@ def add_moments(a: Moments, b: Moments) -> Moments:
         torch.maximum(a.maximum, b.maximum),
         *(x + y for x, y in zip(a[2:], b[2:], strict=True)),
     )
+
+
+def carry(moments: Moments) -> Moments:
+    """The same statistics with room for 2²³ images more in every integer."""
+    return moments._replace(total=_carried(moments.total), squares=_carried(moments.squares))
 
 
 def summarise(moments: Moments) -> ActivationStats:

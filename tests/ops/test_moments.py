@@ -14,6 +14,7 @@ from psi_engine.ops.moments import (
     LIMBS,
     add_moments,
     batch_moments,
+    carry,
     from_limbs,
     summarise,
     to_limbs,
@@ -36,6 +37,34 @@ def test_sums_are_exact_in_any_order(numbers: list[float], rng: random.Random) -
         for i, limb in enumerate(limbs.sum(1).tolist())
     )
     assert held == sum(map(Fraction, numbers))
+
+
+@given(st.lists(NUMBERS, min_size=1, max_size=8))
+def test_carrying_changes_no_sum(numbers: list[float]) -> None:
+    parts = [batch_moments(torch.zeros(1, 1, 1))[0]._replace(
+        total=to_limbs(torch.tensor([x], dtype=torch.float64))
+    ) for x in numbers]  # fmt: skip
+    plain = carried = parts[0]
+    for part in parts[1:]:
+        plain = add_moments(plain, part)
+        carried = carry(add_moments(part, carried))
+    assert torch.equal(from_limbs(plain.total), from_limbs(carried.total))
+    assert from_limbs(plain.total).item() == pytest.approx(
+        float(sum(map(Fraction, numbers))), rel=1e-15, abs=2.0**-150
+    )
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_more_images_than_an_integer_holds_unaided(sign: int) -> None:
+    """2^26 images: one doubled 26 times, with carries in between; without, the sum wraps."""
+    x = torch.full((1, 1, 1), sign * (2.0 - 2.0**-23), dtype=torch.float32)
+    one = carried = plain = batch_moments(x)[0]
+    for _ in range(26):
+        carried = carry(add_moments(carried, carried))
+        plain = add_moments(plain, plain)
+    assert from_limbs(carried.total).item() == 2.0**26 * from_limbs(one.total).item()
+    assert summarise(carried).mean.item() == x.item()
+    assert from_limbs(plain.squares).item() != from_limbs(carried.squares).item()
 
 
 @given(NUMBERS)
