@@ -26,7 +26,7 @@ from psi_engine.mining.precision import arithmetic, candidate_precision, require
 from psi_engine.mining.refine import Refinement
 from psi_engine.mining.state import pack_state, unpack_state
 from psi_engine.mining.sweep import Sweep, Take, prepare
-from psi_engine.models import LoadedModel, activation_shapes, resolve_layers
+from psi_engine.models import LoadedModel, choose_layers, resolve_layers
 from psi_engine.ops.backend import resolve_device
 from psi_engine.types import LayerSites, Mined, Progress
 
@@ -65,7 +65,8 @@ def mine(
         Anything :func:`psi_engine.data.open_source` takes. Tensors of a Dataset go to the model
         as they are, images through ``preprocess``.
     layers : sequence of str
-        Module names or globs.
+        Module names, globs or ``all``, as for :func:`psi_engine.models.choose_layers`, which
+        leaves out what a glob finds and cannot be mined.
     config : MineConfig, optional
     channels : mapping of layer name to int64 (n,), optional
         Channels to keep; layers not named keep all. A channel's sites do not depend on it.
@@ -118,7 +119,8 @@ def mine(
     module = model.module if isinstance(model, LoadedModel) else model
     if preprocess is None and isinstance(model, LoadedModel):
         preprocess = model.preprocess
-    names = resolve_layers(module, [layers] if isinstance(layers, str) else list(layers))
+    patterns = [layers] if isinstance(layers, str) else list(layers)
+    names = resolve_layers(module, patterns)
     subsets = dict(channels or {})
     if stray := sorted(subsets.keys() - set(names)):
         raise InputError(
@@ -132,7 +134,9 @@ def mine(
     with evaluating(module.to(where)):
         first = _first(source, preprocess, where)
         with arithmetic("fp32", where):
-            shapes = activation_shapes(module, names, first)
+            # A layer whose channels are named is named in full, whatever globs find.
+            shapes = choose_layers(module, [*patterns, *subsets], first).shapes
+            names = list(shapes)
         passes = layer_passes(shapes, config, where, micro, subsets)
         apart = len(passes) > 1
         home = torch.device("cpu") if apart else where  # of the miners that do not take part

@@ -134,6 +134,16 @@ def test_latents_are_mined(tmp_path: Path) -> None:
     assert torch.equal(found.image_ids[best > 0, 0], image[best > 0])
 
 
+def test_globs_mine_what_can_be_mined() -> None:
+    data = torch.utils.data.TensorDataset(pixels(5, 32))
+    found = mine(load_model(TOY), data, "all")
+    assert list(found) == ["conv1", "conv2", "head"]
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.Conv2d(4, 5, 3), nn.ReLU()))
+    assert list(mine(net, data, ["1*"])) == ["1", "1.0"]
+    some = {"1.1": torch.tensor([2, 4])}
+    assert list(mine(net, data, ["1*"], channels=some)) == ["1.0", "1.1"]
+
+
 def test_weights_answer_and_factory_are_in_the_fingerprint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
