@@ -92,7 +92,7 @@ def _pairs(measure: str, values: Values, resamples: int, seed: int) -> list[dict
         for layer, x in values.items()
         if len(x)
     }
-    rows = []
+    rows: list[dict[str, Any]] = []
     for one, other in combinations(range(len(layers)), 2):
         earlier, later = layers[one], layers[other]
         low, high = values[earlier], values[later]
