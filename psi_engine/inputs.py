@@ -15,7 +15,7 @@ from torch import Tensor
 
 from psi_engine.artifacts import Run
 from psi_engine.config import MineConfig, PatchConfig, RunConfig, ScoreConfig
-from psi_engine.data import ImageSource, needs_download, open_source, require_network
+from psi_engine.data import ImageSource, needs_download, open_source, require_download
 from psi_engine.encoders import Encoder, check_encoder, load_encoder
 from psi_engine.errors import DataError, EncoderError, InputError, RunFolderError
 from psi_engine.mining import require_precision
@@ -117,7 +117,7 @@ def check(config: RunConfig, progress: Progress | None = None) -> Inputs:
     channels = parse_channels(config.channels, chosen.shapes)
     source = None
     if needs_download(config.data):
-        require_network()
+        require_download(config.data)
     else:
         source = _open_data(config, progress)
     check_encoder(config.encoder, config.encoder_weights)

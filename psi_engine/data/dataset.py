@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset
 
+from psi_engine.data.items import declared_classes, image_of, label_of, pixels_of
 from psi_engine.data.source import CorruptImage, ImageSource, fingerprint_of
 from psi_engine.errors import DataError
 
@@ -30,7 +30,7 @@ class DatasetSource(ImageSource):
     Raises
     ------
     DataError
-        If it is iterable-style, empty, or its items are of another kind.
+        If it has no length, is empty, or its items are of another kind.
 
     Notes
     -----
@@ -41,13 +41,6 @@ class DatasetSource(ImageSource):
 
     def __init__(self, dataset: Dataset[Any]) -> None:
         self.name = f"{type(dataset).__module__}.{type(dataset).__qualname__}"
-        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
-            raise DataError(
-                "iterable data sets have no stable image ids",
-                got=self.name,
-                expected="a map-style Dataset with __len__ and __getitem__",
-                fix="put the items in a list first, or write them to a folder or Parquet",
-            )
         if not hasattr(dataset, "__len__"):
             raise DataError(
                 "the data set has no length", got=self.name, expected="a Dataset with __len__"
@@ -57,10 +50,7 @@ class DatasetSource(ImageSource):
             raise DataError(f"the data set {self.name} is empty", fix="give one with images")
         self._dataset = dataset
         self.keys = [str(i) for i in range(total)]
-        names = getattr(dataset, "classes", None)
-        if not isinstance(names, Sequence) or isinstance(names, str):
-            names = ()
-        self.class_names = tuple(map(str, names)) or None
+        self.class_names = declared_classes(dataset)
         self._labels: Tensor | None = None
         self._labelled = False
         self.fingerprint = fingerprint_of(["dataset", self.name, str(total), *self._probe()])
@@ -77,20 +67,7 @@ class DatasetSource(ImageSource):
 
     def item(self, index: int) -> Image.Image | Tensor:
         """One item, its label left off."""
-        image = _image_of(self._get(index))
-        if isinstance(image, Tensor):
-            return image.detach().to("cpu", torch.float32)
-        if isinstance(image, Image.Image):
-            try:
-                image.load()
-            except (OSError, ValueError, SyntaxError) as error:
-                raise CorruptImage(str(error)) from error
-            return image
-        raise DataError(
-            f"item {index} of {self.name} is not an image",
-            got=type(image).__name__,
-            expected="a PIL image or a torch tensor, alone or first in a tuple with its label",
-        )
+        return image_of(self._get(index), index, self.name)
 
     def _get(self, index: int) -> Any:
         if not 0 <= index < len(self):
@@ -108,7 +85,7 @@ class DatasetSource(ImageSource):
             except CorruptImage as error:
                 parts.append(str(error))
                 continue
-            array = item.numpy() if isinstance(item, Tensor) else np.asarray(item)
+            array = pixels_of(item)
             parts += [str(array.shape), np.ascontiguousarray(array).tobytes()]
         return parts
 
@@ -130,17 +107,11 @@ class DatasetSource(ImageSource):
             except CorruptImage:
                 found.append(-1)
                 continue
-            label = item[1] if isinstance(item, tuple | list) and len(item) > 1 else None
-            if isinstance(label, Tensor | np.ndarray | np.generic) and label.ndim == 0:
-                label = label.item()
-            if not isinstance(label, int):
+            label = label_of(item)
+            if label is None:
                 return None
             found.append(label)
         return _known(np.asarray(found))
-
-
-def _image_of(item: Any) -> Any:
-    return item[0] if isinstance(item, tuple | list) and len(item) > 0 else item
 
 
 def _known(labels: np.ndarray) -> Tensor:

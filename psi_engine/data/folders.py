@@ -90,6 +90,16 @@ class FolderSource(ImageSource):
             raise CorruptImage(str(error)) from error
 
 
+def files_ending(folder: Path, endings: tuple[str, ...]) -> list[Path]:
+    """Files below a folder with one of some endings, by their relative paths; none hidden."""
+    found = []
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        wanted = [n for n in names if n.endswith(endings) and not n.startswith(".")]
+        found += [Path(place, name) for name in wanted]
+    return sorted(found, key=lambda file: file.relative_to(folder).parts)
+
+
 def _walk(root: Path, parts: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
     with os.scandir(root) as entries:
         for entry in entries:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from psi_engine.data.preprocess import Preprocess
 from psi_engine.data.processes import Read, Views, read_in_processes
+from psi_engine.data.resample import resample
 from psi_engine.data.source import ImageSource
 from psi_engine.errors import CorruptDataError, DataError
 
@@ -86,7 +87,8 @@ def batches(
         Share of the source's images that may be corrupt, those already in ``skipped`` included.
     device : torch.device, optional
         Where the views are wanted. On CUDA they go there from pinned memory on a stream of
-        their own, one batch ahead; by default they stay on the CPU.
+        their own, one batch ahead, and images of one size are resized there, to the same bits;
+        by default they stay on the CPU.
 
     Returns
     -------
@@ -107,19 +109,19 @@ def batches(
     if batch_size < 1:
         raise DataError("batch_size is too small", got=batch_size, expected="at least 1")
     wanted = list(range(len(source))) if indices is None else indices.tolist()
-    views = Views(source, preprocess)
-    chunks = [wanted[i : i + batch_size] for i in range(0, len(wanted), batch_size)]
     pin = device is not None and device.type == "cuda"
+    views = Views(source, preprocess, whole=pin)
+    chunks = [wanted[i : i + batch_size] for i in range(0, len(wanted), batch_size)]
     reads = read_in_processes(views, chunks, workers, pin) if workers else map(views.read, chunks)
-    stream = _readable(reads, source, skipped, max_skipped)
-    if device is not None:
-        stream = _sent_ahead(stream, device) if pin else _sent(stream, device)
-    return Loader(stream)
+    good = _readable(reads, source, skipped, max_skipped)
+    if pin and device is not None:
+        return Loader(_sent_ahead(good, preprocess, device))
+    return Loader(_sent(good, preprocess, device))
 
 
 def _readable(
     reads: Iterator[Read], source: ImageSource, skipped: dict[int, str], max_skipped: float
-) -> Iterator[Batch]:
+) -> Iterator[Read]:
     """Note the images that cannot be read, and stop at too many of them."""
     for read in reads:
         for index, reason in read.skipped:
@@ -133,34 +135,45 @@ def _readable(
                     fix="mend or remove the broken files",
                 )
         if read.views is not None:
-            yield Batch(torch.tensor(read.ids, dtype=torch.int64), read.views)
+            yield read
 
 
-def _sent(stream: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    for batch in stream:
-        yield Batch(batch.image_ids, batch.views.to(device))
+def _batch(read: Read, views: Tensor, preprocess: Preprocess) -> Batch:
+    ids = torch.tensor(read.ids, dtype=torch.int64)
+    return Batch(ids, resample(views, preprocess) if read.whole else views)
 
 
-def _sent_ahead(stream: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """Copy the next batch to the GPU while the reader works on the last one."""
-    copies = torch.cuda.Stream(device)
+def _sent(
+    reads: Iterator[Read], preprocess: Preprocess, device: torch.device | None
+) -> Iterator[Batch]:
+    for read in reads:
+        assert read.views is not None
+        yield _batch(read, read.views if device is None else read.views.to(device), preprocess)
 
-    def send(batch: Batch) -> Batch:
-        pinned = batch.views if batch.views.is_pinned() else batch.views.pin_memory()
-        with torch.cuda.stream(copies):
-            return Batch(batch.image_ids, pinned.to(device, non_blocking=True))
+
+def _sent_ahead(
+    reads: Iterator[Read], preprocess: Preprocess, device: torch.device
+) -> Iterator[Batch]:
+    """Copy and resize the next batch on the GPU while the reader works on the last one."""
+    own = torch.cuda.Stream(device)
+
+    def send(read: Read) -> Batch:
+        assert read.views is not None
+        pinned = read.views if read.views.is_pinned() else read.views.pin_memory()
+        with torch.cuda.stream(own):
+            return _batch(read, pinned.to(device, non_blocking=True), preprocess)
 
     def hand_over(batch: Batch) -> Batch:
         reader = torch.cuda.current_stream(device)
-        reader.wait_stream(copies)
+        reader.wait_stream(own)
         # Its memory came from the other stream: it must not be used again before this one is done.
         batch.views.record_stream(reader)
         return batch
 
     sent: Batch | None = None
-    for batch in stream:
-        ready = None if sent is None else hand_over(sent)  # waits for its own copy alone
-        sent = send(batch)
+    for read in reads:
+        ready = None if sent is None else hand_over(sent)  # waits for its own work alone
+        sent = send(read)
         if ready is not None:
             yield ready
     if sent is not None:

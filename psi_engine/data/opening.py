@@ -5,14 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
+from psi_engine.data import hub
+from psi_engine.data.arrow import ArrowSource, is_saved
 from psi_engine.data.dataset import DatasetSource
-from psi_engine.data.download import cached_tiny_imagenet, download_tiny_imagenet
-from psi_engine.data.folders import EXTENSIONS, FolderSource
+from psi_engine.data.download import cached_tiny_imagenet, download_tiny_imagenet, require_network
+from psi_engine.data.folders import EXTENSIONS, FolderSource, files_ending
+from psi_engine.data.hub import HubSource
 from psi_engine.data.parquet import ParquetSource
+from psi_engine.data.shards import ShardSource
 from psi_engine.data.source import ImageSource
 from psi_engine.data.spaced import SpacedSource
+from psi_engine.data.streamed import StreamSource
+from psi_engine.data.tar_index import COMPRESSED
 from psi_engine.errors import DataError
 from psi_engine.types import Progress
 
@@ -20,8 +26,25 @@ TINY_IMAGENET = "tiny-imagenet"
 
 
 def needs_download(spec: object) -> bool:
-    """Whether opening ``spec`` would use the network."""
+    """Whether opening ``spec`` may use the network."""
+    if isinstance(spec, str) and spec.startswith(hub.PREFIX):
+        return _local_folder(spec) is None
     return spec == TINY_IMAGENET and cached_tiny_imagenet() is None
+
+
+def require_download(spec: str) -> None:
+    """Check what a download of ``spec`` needs: a network, or the library that does it.
+
+    Raises
+    ------
+    DataError
+        Tiny-ImageNet's server is out of reach, or ``datasets`` is not installed.
+    """
+    if spec == TINY_IMAGENET:
+        require_network()
+    else:
+        hub.parse_name(spec)
+        hub.require_datasets()  # it may have the data set in its cache: let it see for itself
 
 
 def open_source(
@@ -34,13 +57,16 @@ def open_source(
     Parameters
     ----------
     spec : str, Path, Dataset or ImageSource
-        A Parquet file or a folder of them; a folder of images, flat, one per class or in
-        Tiny-ImageNet's layout; ``tiny-imagenet``, which is downloaded once; a map-style torch
-        Dataset; or a source, which is handed back.
+        A Parquet file or a folder of them; a ``.tar``, a folder of tars or a pattern such as
+        ``train-{000..009}.tar``; a folder of images, flat, one per class or in Tiny-ImageNet's
+        layout; a folder that ``save_to_disk`` of ``datasets`` wrote;
+        ``hf:NAME[@revision][:split][/config]``; ``tiny-imagenet``, which is downloaded once; a
+        torch Dataset, map-style or iterable; or a source, which is handed back.
     max_images : int, optional
-        Use only so many images, at even distances over the source.
+        Use only so many images, at even distances over the source; of an iterable Dataset the
+        first.
     progress : callable, optional
-        Called during a download.
+        Called during a download, and while an iterable Dataset is counted.
 
     Returns
     -------
@@ -53,6 +79,8 @@ def open_source(
     """
     if max_images is not None and max_images < 1:
         raise DataError("max_images is too small", got=max_images, expected="at least 1")
+    if isinstance(spec, IterableDataset):
+        return StreamSource(spec, max_images, progress)
     source = _open(spec, progress)
     if max_images is None or max_images >= len(source):
         return source
@@ -63,19 +91,23 @@ def _open(spec: str | Path | Dataset[Any] | ImageSource, progress: Progress | No
     if isinstance(spec, ImageSource):
         return spec
     if not isinstance(spec, str | Path):
-        return DatasetSource(spec)
+        return _torch_dataset(spec)
     if spec == TINY_IMAGENET:
         return FolderSource(download_tiny_imagenet(progress=progress))
+    if isinstance(spec, str) and spec.startswith(hub.PREFIX):
+        folder = _local_folder(spec)
+        return HubSource(spec) if folder is None else ArrowSource(folder)
     path = Path(spec).expanduser()
+    if path.name.endswith((".tar", *COMPRESSED)) and not path.is_dir():
+        return ShardSource(spec)
     if not path.exists():
         raise DataError(
             f"no such file or folder: {path}",
-            expected="Parquet, a folder of images, or 'tiny-imagenet' to download it",
+            expected="Parquet, tar shards, a folder of images, hf:NAME, or 'tiny-imagenet' to "
+            "download it",
         )
     if path.is_dir():
-        if any(path.rglob("*.parquet")):
-            return ParquetSource(path)
-        return FolderSource(path)
+        return _folder(path)
     if path.suffix.lower() == ".parquet":
         return ParquetSource(path)
     raise DataError(
@@ -83,5 +115,36 @@ def _open(spec: str | Path | Dataset[Any] | ImageSource, progress: Progress | No
         got="one image"
         if path.suffix.lower() in EXTENSIONS
         else f"a {path.suffix or 'plain'} file",
-        expected="a Parquet file or a folder",
+        expected="a Parquet file, a .tar or a folder",
+    )
+
+
+def _folder(path: Path) -> ImageSource:
+    if is_saved(path):
+        return ArrowSource(path)
+    kinds = {file.suffix for file in files_ending(path, (".parquet", ".tar", *COMPRESSED))}
+    if ".parquet" in kinds:
+        return ParquetSource(path)
+    if kinds:
+        return ShardSource(path)
+    return FolderSource(path)
+
+
+def _local_folder(spec: str) -> Path | None:
+    """The folder a ``hf:`` name stands for, if ``save_to_disk`` wrote it: no library needed."""
+    asked = hub.parse_name(spec)
+    path = Path(asked.name).expanduser()
+    if not is_saved(path):
+        return None
+    inside = path / asked.split
+    return inside if is_saved(inside) else path
+
+
+def _torch_dataset(spec: Any) -> ImageSource:
+    if hasattr(spec, "__getitem__"):
+        return DatasetSource(spec)
+    raise DataError(
+        "not a collection of images",
+        got=f"{type(spec).__module__}.{type(spec).__qualname__}",
+        expected="a path, a name, or a torch Dataset or IterableDataset",
     )

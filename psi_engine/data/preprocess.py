@@ -93,10 +93,7 @@ class Preprocess:
             uint8 (3, S, S).
         """
         image = to_rgb(image)
-        width, height = image.size
-        short, long = min(width, height), max(width, height)
-        longer = self.resize if self.squash else int(self.resize * long / short)
-        size = (self.resize, longer) if width <= height else (longer, self.resize)
+        size = self.resized(*image.size)
         if size != image.size:
             image = image.resize(size, _FILTERS[self.interpolation])
         side = self.image_size
@@ -104,7 +101,13 @@ class Preprocess:
         top = round((size[1] - side) / 2.0)
         if size != (side, side):
             image = image.crop((left, top, left + side, top + side))
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+        return to_tensor(image)
+
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height of an image after the resize, before the crop."""
+        short, long = min(width, height), max(width, height)
+        longer = self.resize if self.squash else int(self.resize * long / short)
+        return (self.resize, longer) if width <= height else (longer, self.resize)
 
     def normalise(self, views: Tensor) -> Tensor:
         """Views as a model wants them.
@@ -128,12 +131,23 @@ class Preprocess:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An image in RGB; a palette's transparency is resolved first, as PIL asks for."""
+    """An image in RGB; a palette's transparency is resolved first, as PIL asks for.
+
+    16-bit grey keeps its upper 8 bits, where PIL alone would turn all but the darkest white.
+    """
     if image.mode == "RGB":
         return image
+    if image.mode.startswith("I;16"):
+        high = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
+        return Image.fromarray(high).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("RGB")
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """Pixels of an RGB image, uint8 (3, H, W)."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
 def decode(data: bytes) -> Image.Image:

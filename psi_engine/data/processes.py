@@ -11,12 +11,17 @@ from multiprocessing.context import BaseContext
 from typing import NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from psi_engine.data.preprocess import Preprocess
+from psi_engine.data.preprocess import Preprocess, to_rgb, to_tensor
+from psi_engine.data.resample import can_resample
 from psi_engine.data.source import CorruptImage, ImageSource
 from psi_engine.errors import DataError, PsiEngineError
+
+_WHOLE = 8
+"""Images of one size in a batch below which the reader's resize is not worth its trial."""
 
 
 class Read(NamedTuple):
@@ -28,19 +33,31 @@ class Read(NamedTuple):
         Their views, stacked; None when there are none.
     skipped : list of (int, str)
         The others, with reasons.
+    whole : bool
+        Whether the views are whole images of one size, still to be resized.
     """
 
     ids: list[int]
     views: Tensor | None
     skipped: list[tuple[int, str]]
+    whole: bool
 
 
 class Views(Dataset["Read | PsiEngineError"]):
-    """Reads a whole batch per item, so that a batch crosses the process border as one tensor."""
+    """Reads a whole batch per item, so that a batch crosses the process border as one tensor.
 
-    def __init__(self, source: ImageSource, preprocess: Preprocess) -> None:
+    Parameters
+    ----------
+    source : ImageSource
+    preprocess : Preprocess
+    whole : bool
+        Leave the resize of images of one size, smaller than their views, to the reader.
+    """
+
+    def __init__(self, source: ImageSource, preprocess: Preprocess, whole: bool = False) -> None:
         self.source = source
         self.preprocess = preprocess
+        self.whole = whole
 
     def __getitem__(self, chunk: list[int]) -> Read | PsiEngineError:
         try:
@@ -51,14 +68,21 @@ class Views(Dataset["Read | PsiEngineError"]):
     def read(self, chunk: list[int]) -> Read:
         """Read the images of these ids, in this order."""
         ids: list[int] = []
-        views: list[Tensor] = []
+        items: list[Image.Image | Tensor] = []
         skipped: list[tuple[int, str]] = []
         for index in chunk:
             try:
-                views.append(self.source.view(index, self.preprocess))
+                item = self.source.item(index)
+                # held small: as a view, unless all of the batch may be resized by the reader
+                items.append(item if self._small(item) else self._view(item))
                 ids.append(index)
             except CorruptImage as error:
                 skipped.append((index, str(error)))
+        images = [to_rgb(item) for item in items if isinstance(item, Image.Image)]
+        sizes = {image.size for image in images}
+        if len(images) == len(items) >= _WHOLE and len(sizes) == 1 and self._fits(*sizes.pop()):
+            return Read(ids, torch.stack([to_tensor(image) for image in images]), skipped, True)
+        views = [self._view(item) for item in items]
         for index, view in zip(ids, views, strict=True):
             if view.shape != views[0].shape or view.dtype != views[0].dtype:
                 raise DataError(
@@ -66,7 +90,20 @@ class Views(Dataset["Read | PsiEngineError"]):
                     got=f"{_describe(views[0])} at {ids[0]}, {_describe(view)} at {index}",
                     expected="one shape and kind for all",
                 )
-        return Read(ids, torch.stack(views) if views else None, skipped)
+        return Read(ids, torch.stack(views) if views else None, skipped, False)
+
+    def _fits(self, width: int, height: int) -> bool:
+        return can_resample(width, height, self.preprocess)
+
+    def _small(self, item: Image.Image | Tensor) -> bool:
+        return (
+            self.whole
+            and isinstance(item, Image.Image)
+            and item.width * item.height <= self.preprocess.image_size**2
+        )
+
+    def _view(self, item: Image.Image | Tensor) -> Tensor:
+        return item if isinstance(item, Tensor) else self.preprocess.view(item)
 
 
 def read_in_processes(
@@ -118,12 +155,12 @@ def read_in_processes(
     while True:
         try:
             read = next(reads, None)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error) or "Caught" in str(error):
+        except (RuntimeError, OSError, EOFError) as error:
+            if "Caught" in str(error):
                 raise  # what a data set raised, with its traceback
             raise PsiEngineError(
                 f"a process that decodes images of {views.source.name} died",
-                got=" ".join(str(error).split()),
+                got=" ".join(str(error).split()) or f"{type(error).__name__} where a batch was due",
                 fix="it may be out of memory: use fewer --workers or a smaller --batch-size, or "
                 "--workers 0 to see what it dies of; what is saved is kept",
             ) from error

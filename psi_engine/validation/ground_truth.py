@@ -20,7 +20,7 @@ import torch
 
 from psi_engine import artifacts
 from psi_engine.config import ScoreConfig
-from psi_engine.data import ImageSource, needs_download, open_source, require_network
+from psi_engine.data import ImageSource, needs_download, open_source, require_download
 from psi_engine.demo import images_path
 from psi_engine.demo.world import CLASS_NAMES, CLASSES, SHAPES, TEXTURES
 from psi_engine.encoders import Encoder, check_encoder, load_encoder
@@ -282,7 +282,7 @@ def _check(config: GroundTruthConfig, progress: Progress | None) -> _Inputs:
     downloads = may_download(config.model, config.weights)
     model = load_model(config.model, "none" if downloads else config.weights, config.image_size)
     if needs_download(config.data):
-        require_network()
+        require_download(config.data)
     source = open_source(config.data, config.max_images, progress)
     labels = labels_of(source)
     if mapping:

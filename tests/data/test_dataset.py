@@ -84,11 +84,10 @@ def test_fingerprint_of_a_data_set_sees_its_content() -> None:
 @pytest.mark.parametrize(
     ("dataset", "message"),
     [
-        (Streamed(), "iterable data sets have no stable image ids; got .*Streamed"),
         (Listed(), "is empty"),
         (Listed({"image": picture(0)}), "item 0 of .* is not an image; got dict"),
         (Listed(np.zeros((4, 4, 3))), "got ndarray; expected a PIL image or a torch tensor"),
-        (42, "iterable data sets have no stable image ids; got builtins.int"),
+        (42, "not a collection of images; got builtins.int"),
     ],
 )
 def test_bad_data_sets(dataset: Any, message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 import time
@@ -108,10 +109,10 @@ class Slow(Listed):
 
 
 class Deadly(Listed):
-    """Item 5 ends the process that reads it."""
+    """Item 5 ends the process that reads it, unless it is the main one."""
 
     def __getitem__(self, index: int) -> Tensor:
-        if index == 5:
+        if index == 5 and multiprocessing.parent_process() is not None:
             os._exit(9)
         return super().__getitem__(index)
 

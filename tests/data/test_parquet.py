@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 
 from psi_engine.data import CorruptImage, Preprocess, open_source
+from psi_engine.data.parquet import OPEN_FILES
 from psi_engine.errors import DataError
-from tests.data.pictures import SMALL, encoded, image_array, picture, save, write
+from tests.data.pictures import SMALL, encoded, image_array, picture, read, save, write
 
 
 def test_parquet_shards_are_read_row_group_by_row_group(tmp_path: Path) -> None:
@@ -46,9 +47,11 @@ def test_parquet_shards_are_read_row_group_by_row_group(tmp_path: Path) -> None:
 def test_row_groups_beyond_the_cache_are_dropped_and_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("psi_engine.data.parquet.CACHE_BYTES", 1)
     write(tmp_path / "a.parquet", range(6), row_group_size=2)
     source = open_source(tmp_path)
+    # groups that fit by what their headers say, but not two of them
+    source._groups = [g._replace(size=1) for g in source._groups]  # type: ignore[attr-defined]
+    monkeypatch.setattr("psi_engine.data.parquet.CACHE_BYTES", 1)
     for index in (0, 5, 1, 2, 4):
         assert torch.equal(source.view(index, SMALL), SMALL.view(picture(index)))
         assert len(source._cache) == 1  # type: ignore[attr-defined]
@@ -70,7 +73,7 @@ def test_parquet_labels_of_other_kinds(tmp_path: Path) -> None:
     write(file, range(2))
     assert open_source(file).labels is None
     write(file, range(2), [0.5, 1.5])
-    with pytest.raises(DataError, match="strange type; got column 'label': double"):
+    with pytest.raises(DataError, match="strange type; got a column of double"):
         open_source(file)
     write(file, range(2), [0, 2])
     with pytest.raises(DataError, match="have no name; got label 2 with 2 class names"):
@@ -139,3 +142,51 @@ def test_real_parquet(shared: Path) -> None:
     view = source.view(5000, Preprocess(image_size=224, resize=224))
     resized = np.asarray(expected.resize((224, 224), Image.Resampling.BILINEAR))
     assert np.array_equal(view.permute(1, 2, 0).numpy(), resized)
+
+
+def test_many_files_are_not_all_held_open(tmp_path: Path) -> None:
+    descriptors = Path("/proc/self/fd")
+    if not descriptors.is_dir():
+        pytest.skip("open files can be counted on Linux only")
+    for number in range(40):
+        write(tmp_path / f"{number:02d}.parquet", range(number, number + 1), [number % 2])
+    before = len(list(descriptors.iterdir()))
+    source = open_source(tmp_path)
+    assert len(list(descriptors.iterdir())) <= before
+    _, views, _ = read(source, batch_size=7)
+    assert len(list(descriptors.iterdir())) <= before + 2 * OPEN_FILES
+    assert torch.equal(views[33], SMALL.view(picture(33)))
+
+
+def test_a_large_row_group_is_read_in_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("psi_engine.data.parquet.CACHE_BYTES", 4 << 20)
+    monkeypatch.setattr("psi_engine.data.parquet.BLOCK_BYTES", 1 << 20)
+    noise = np.random.default_rng(0).integers(0, 256, (48, 1 << 19), dtype=np.uint8)
+    contents: list[bytes | None] = [row.tobytes() for row in noise]
+    contents[:3] = [encoded(picture(i)) for i in range(3)]
+    table = pa.table({"image": image_array(contents)})
+    pq.write_table(table, tmp_path / "a.parquet", write_batch_size=4)
+    del table
+    source = open_source(tmp_path / "a.parquet")
+    start, peak = pa.total_allocated_bytes(), 0
+    for index in range(len(source)):
+        if index < 3:
+            assert torch.equal(source.view(index, SMALL), SMALL.view(picture(index)))
+        else:
+            with pytest.raises(CorruptImage):
+                source.item(index)
+        peak = max(peak, pa.total_allocated_bytes() - start)
+    assert peak < 12 << 20  # of 24
+    for index in (2, 0, 1):  # back, within and before the block
+        assert torch.equal(source.view(index, SMALL), SMALL.view(picture(index)))
+
+
+def test_a_file_that_breaks_while_it_is_read(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", range(6), compression="none")
+    source = open_source(tmp_path / "a.parquet")
+    size = (tmp_path / "a.parquet").stat().st_size
+    (tmp_path / "a.parquet").write_bytes(b"PAR1" + bytes(size - 4))
+    with pytest.raises(DataError, match=r"a\.parquet cannot be read"):
+        source.item(0)

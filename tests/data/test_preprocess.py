@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms._presets import ImageClassification
 
 from psi_engine.data import Preprocess, open_source
+from psi_engine.data.preprocess import decode
 from psi_engine.errors import InputError
 from tests.data.pictures import SMALL, picture
 
@@ -93,3 +95,13 @@ def test_transparent_palette_images_decode_without_a_warning(tmp_path: Path) -> 
 def test_bad_preprocess(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Preprocess(**options)
+
+
+@pytest.mark.parametrize("order", ["<u2", ">u2"])
+def test_sixteen_bit_grey_keeps_its_upper_bits(order: str) -> None:
+    values = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
+    stream = io.BytesIO()
+    mode = "I;16" if order == "<u2" else "I;16B"
+    Image.frombytes(mode, (16, 16), values.astype(order).tobytes()).save(stream, "TIFF")
+    found = np.asarray(decode(stream.getvalue()))
+    assert np.array_equal(found, np.repeat((values >> 8).astype(np.uint8)[:, :, None], 3, 2))
