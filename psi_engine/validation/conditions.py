@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from psi_engine.config import ScoreConfig
+from psi_engine.config import ScoreConfig, Solver
 from psi_engine.ops.random import hash_keys, string_key
 from psi_engine.stored import StoredLayer, StoredRun
 from psi_engine.types import Scores
@@ -89,7 +89,8 @@ def conditions(config: ScoreConfig, top_k: int, seed: int) -> list[Condition]:
         for high in sorted({*K_MAX, config.k_max})
         if config.k_min <= high < top_k
     ]
-    solvers = {("hartigan", count) for count in RESTARTS} | {("lloyd", LLOYD_RESTARTS)}
+    solvers: set[tuple[Solver, int]] = {("hartigan", count) for count in RESTARTS}
+    solvers.add(("lloyd", LLOYD_RESTARTS))
     found += [
         Condition("solver", f"{solver} × {count}", replace(config, solver=solver, restarts=count))
         for solver, count in sorted({*solvers, (config.solver, config.restarts)})

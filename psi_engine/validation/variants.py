@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from psi_engine import artifacts
-from psi_engine.config import MineConfig, RunConfig
+from psi_engine.config import MineConfig, RunConfig, Sites
 from psi_engine.embedding import embed_boxes
 from psi_engine.inputs import Inputs
 from psi_engine.mining import mine
@@ -62,7 +62,7 @@ def variants(config: RunConfig) -> tuple[list[Variant], list[str]]:
         found.append(Variant(f"top-k-{deeper}", "K", str(deeper), replace(mine, top_k=deeper)))
     else:
         notes.append(f"K = {deeper} is left out: the pool holds {mine.pool} patches")
-    other = "all" if mine.sites == "per-image" else "per-image"
+    other: Sites = "all" if mine.sites == "per-image" else "per-image"
     found.append(Variant(f"sites-{other}", "sites", other, replace(mine, sites=other)))
     found += [Variant(f"patch-{scale:g}", "patch", f"× {scale:g}", scale=scale) for scale in SCALES]
     return found, notes

@@ -83,9 +83,9 @@ def _matrix(panel: Any, rows: list[dict[str, Any]]) -> None:
 def _components(rows: list[dict[str, Any]], pairs: list[dict[str, Any]], stem: Path) -> list[Path]:
     """A panel per layer: measures down, a dot and its interval per comparison."""
     layers = list(dict.fromkeys(row["layer"] for row in rows))
-    targets = {}
-    for pair in pairs:  # the first seed pair stands for the others
-        targets.setdefault(pair["axis"], (pair["one"], pair["other"], pair["target"]))
+    targets: dict[str, tuple[str, str, float | None]] = {}
+    for row in pairs:  # the first seed pair stands for the others
+        targets.setdefault(row["axis"], (row["one"], row["other"], row["target"]))
     wanted = {
         f"{axis} {one} / {other}": (axis, one, other) for axis, (one, other, _) in targets.items()
     }
