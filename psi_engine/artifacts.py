@@ -232,9 +232,25 @@ class RunFolder:
             "stages": {},
         }
 
-    def describe(self, **entries: Any) -> None:
-        """Put entries into the manifest and save it."""
+    def describe(self, keys: Mapping[str, str] | None = None, **entries: Any) -> None:
+        """Put entries into the manifest, drop what stages made under other keys, and save it.
+
+        Both in one save: whenever the manifest is read, its entries are those that the stages in
+        it were made with.
+
+        Parameters
+        ----------
+        keys : Mapping[str, str], optional
+            The stages' keys under these entries. From the first stage that has another one on,
+            the stages' records go.
+        **entries
+            JSON-able.
+        """
         self.manifest.update(entries)
+        stages = self.manifest["stages"]
+        for stage, key in (keys or {}).items():
+            if stages.get(stage, {}).get("key", key) != key:
+                self._forget_from(stage)
         self.save()
 
     def save(self) -> None:
@@ -252,15 +268,19 @@ class RunFolder:
             lambda: all((self.path / name).exists() for name in entry["files"])
         )
 
-    def begin(self, stage: str, key: str) -> None:
-        """Record that the stage is being worked on under this key.
+    def begin(self, stage: str, key: str, **facts: Any) -> None:
+        """Record that the stage is being worked on under this key, with facts known already.
 
         What later stages made belongs to the stage's old result: their entries go.
         """
+        self._forget_from(stage)
+        entry = {"key": key, "status": "running", "started": _now(), **facts}
+        self.manifest["stages"][stage] = entry
+        self.save()
+
+    def _forget_from(self, stage: str) -> None:
         for later in STAGES[STAGES.index(stage) :]:
             self.manifest["stages"].pop(later, None)
-        self.manifest["stages"][stage] = {"key": key, "status": "running", "started": _now()}
-        self.save()
 
     def finish(self, stage: str, files: list[str], seconds: float, **facts: Any) -> None:
         """Record that the stage is done, which files it made, how long it took and its facts."""

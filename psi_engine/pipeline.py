@@ -25,7 +25,7 @@ from psi_engine.distributed import World, join
 from psi_engine.embedding import EMBEDDINGS, PARTS, embed_boxes
 from psi_engine.inputs import Inputs, check, embed_texts, run_folder
 from psi_engine.mining import dead_channels
-from psi_engine.mining_pass import PARTIAL, mine_images, work_of
+from psi_engine.mining_pass import PARTIAL, Work, mine_images, work_of
 from psi_engine.ops.backend import memory_budget
 from psi_engine.patches import collect_patches, receptive_field, site_boxes
 from psi_engine.scores.describe import describe_clusters
@@ -73,26 +73,53 @@ def _run(config: RunConfig, progress: Progress | None, world: World) -> artifact
     out = run_folder(config)
     folder = artifacts.RunFolder(out, inputs.identity, world)
     world.require_shared(out)
+    work = work_of(config, inputs)
+    vocabulary = _vocabulary(inputs)
+    keys = _keys(config, inputs, work.key, vocabulary)
     folder.describe(
+        keys,
         config=asdict(config),
         versions=artifacts.versions(),
         device=_device_name(inputs.device),
         backend=inputs.backend,
         ranks=world.size,
         threads=torch.get_num_threads(),
-        fingerprints=inputs.fingerprints,
+        fingerprints={**inputs.fingerprints, "vocabulary": vocabulary},
         image_size=inputs.model.preprocess.image_size,
         model={"name": inputs.model.name, "weights": inputs.model.weights},
         layers={"depth": inputs.chosen.depths, "left_out": inputs.chosen.left_out},
         encoder={"name": inputs.encoder.name, "text": inputs.encoder.text},
         preparation_seconds=round(time.perf_counter() - started, 3),
     )
-    mined, mine_key = _mine(folder, config, inputs, progress, world)
-    patches, fields, patch_key = _patches(folder, config, inputs, mined, mine_key, world)
-    embedding_key = _embed(folder, config, inputs, patches, patch_key, progress, world)
-    _score(folder, config, inputs, mined, patches, fields, embedding_key, progress, world)
+    mined = _mine(folder, work, config, inputs, progress, world)
+    patches, fields = _patches(folder, keys["patches"], config, inputs, mined, world)
+    _embed(folder, keys["embed"], config, inputs, patches, progress, world)
+    _score(folder, keys["score"], config, inputs, mined, patches, fields, progress, world)
     world.wait()
     return artifacts.open_run(out)
+
+
+def _vocabulary(inputs: Inputs) -> str:
+    """Fingerprint of the concepts that clusters are named with."""
+    prompts = inputs.prompts
+    texts = None if prompts is None else prompts.texts
+    return artifacts.fingerprint(inputs.vocabulary, inputs.concepts, texts)
+
+
+def _keys(config: RunConfig, inputs: Inputs, mine: str, vocabulary: str) -> dict[str, str]:
+    """The stages' keys in their order, each made of the one before."""
+    patches = artifacts.fingerprint("patches", mine, config.patches)
+    embed = artifacts.fingerprint("embed", patches, inputs.encoder.fingerprint, inputs.device.type)
+    score = artifacts.fingerprint(
+        "score",
+        SCORE_INPUTS,
+        embed,
+        replace(config.score, memory=None),
+        vocabulary,
+        inputs.backend,
+        None if inputs.source.labels is None else artifacts.tensor_fingerprint(inputs.source.labels),
+    )
+    return {"mine": mine, "patches": patches, "embed": embed, "score": score}
 
 
 def _inputs(config: RunConfig, progress: Progress | None, world: World) -> Inputs:
@@ -110,15 +137,15 @@ def _inputs(config: RunConfig, progress: Progress | None, world: World) -> Input
 
 def _mine(
     folder: artifacts.RunFolder,
+    work: Work,
     config: RunConfig,
     inputs: Inputs,
     progress: Progress | None,
     world: World,
-) -> tuple[Mined, str]:
-    work = work_of(config, inputs)
+) -> Mined:
     path = folder.path / MINED
     if folder.is_done("mine", work.key):
-        return artifacts.read_mined(path), work.key
+        return artifacts.read_mined(path)
     started = time.perf_counter()
     folder.begin("mine", work.key)
     found = mine_images(folder.path, work, config, inputs, progress, world)
@@ -134,18 +161,17 @@ def _mine(
     folder.finish("mine", [MINED], time.perf_counter() - started, **facts)
     folder.discard(PARTIAL)
     world.wait()
-    return artifacts.read_mined(path), work.key
+    return artifacts.read_mined(path)
 
 
 def _patches(
     folder: artifacts.RunFolder,
+    key: str,
     config: RunConfig,
     inputs: Inputs,
     mined: Mined,
-    mine_key: str,
     world: World,
-) -> tuple[PatchSet, dict[str, ReceptiveField], str]:
-    key = artifacts.fingerprint("patches", mine_key, config.patches)
+) -> tuple[PatchSet, dict[str, ReceptiveField]]:
     side = inputs.model.preprocess.image_size
     if folder.is_done("patches", key):
         facts = folder.fact("patches", "fields")
@@ -156,7 +182,7 @@ def _patches(
         fields = world.from_main(lambda: _fields(config, inputs, side))
         facts = {layer: field._asdict() for layer, field in fields.items()}
         folder.finish("patches", [], time.perf_counter() - started, fields=facts)
-    return collect_patches(mined, fields, side), fields, key
+    return collect_patches(mined, fields, side), fields
 
 
 def _fields(config: RunConfig, inputs: Inputs, side: int) -> dict[str, ReceptiveField]:
@@ -186,16 +212,15 @@ def _probe_images(inputs: Inputs, count: int) -> Tensor:
 
 def _embed(
     folder: artifacts.RunFolder,
+    key: str,
     config: RunConfig,
     inputs: Inputs,
     patches: PatchSet,
-    patch_key: str,
     progress: Progress | None,
     world: World,
-) -> str:
-    key = artifacts.fingerprint("embed", patch_key, inputs.encoder.fingerprint, inputs.device.type)
+) -> None:
     if folder.is_done("embed", key):
-        return key
+        return
     started = time.perf_counter()
     folder.begin("embed", key)
     embed_boxes(
@@ -223,35 +248,20 @@ def _embed(
         dim=inputs.encoder.dim,
     )
     folder.discard(PARTS)
-    return key
 
 
 def _score(
     folder: artifacts.RunFolder,
+    key: str,
     config: RunConfig,
     inputs: Inputs,
     mined: Mined,
     patches: PatchSet,
     fields: Mapping[str, ReceptiveField],
-    embedding_key: str,
     progress: Progress | None,
     world: World,
 ) -> None:
-    prompts = inputs.prompts
-    vocabulary = artifacts.fingerprint(
-        inputs.vocabulary, inputs.concepts, None if prompts is None else prompts.texts
-    )
-    key = artifacts.fingerprint(
-        "score",
-        SCORE_INPUTS,
-        embedding_key,
-        replace(config.score, memory=None),
-        vocabulary,
-        inputs.backend,
-    )
-    folder.manifest["fingerprints"]["vocabulary"] = vocabulary
     if folder.is_done("score", key):
-        folder.save()
         return
     started = time.perf_counter()
     folder.begin("score", key)

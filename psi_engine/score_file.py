@@ -104,8 +104,9 @@ def score_file(
         tables["sites"].append(patch_table(layer, scores.assignments, side.get("labels")))
         notes[layer] = list(scores.notes)
     folder = artifacts.RunFolder(out, identity)
-    folder.describe(config=asdict(config), versions=artifacts.versions())
-    folder.begin("score", artifacts.fingerprint("score", content, config))
+    key = artifacts.fingerprint("score", content, config)
+    folder.describe({"score": key}, config=asdict(config), versions=artifacts.versions())
+    folder.begin("score", key)
     for name, parts in tables.items():
         artifacts.write_table(folder.path / f"{name}.parquet", pa.concat_tables(parts))
     seconds = time.perf_counter() - started
