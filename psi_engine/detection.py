@@ -79,7 +79,8 @@ def weighted_areas(high: Floats, low: Floats, high_counts: Floats, low_counts: F
     ----------
     high, low : ndarray, float64 (scores, n) and (scores, m)
         Values of the kind that should be high and of the other. A missing one (NaN) counts
-        against the score: lowest where it should be high, highest where it should be low.
+        against the score: lowest where it should be high, highest where it should be low; with
+        nothing but missing ones on a side that makes 0, which the caller may not want to show.
     high_counts, low_counts : ndarray, float64 (n, resamples) and (m, resamples)
 
     Returns

@@ -2,7 +2,8 @@
 
 The pool of a layer is cut in two by image. Random sets are drawn from one half; the other half is
 the pool that real channels and random sets alike are scored against, so that no random set is
-compared with itself or with another patch of its own images.
+compared with itself or with another patch of its own images. Real channels keep all their patches,
+also those of the pool's images: :func:`differences` counts them.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,6 +58,40 @@ def pool_halves(layer: StoredLayer, seed: int) -> tuple[Tensor, Tensor]:
     key = hash_keys(seed, string_key("null-channels/half"), layer.pool_images)
     for_sets = (key >> 62) & 1 == 1
     return torch.nonzero(for_sets)[:, 0], torch.nonzero(~for_sets)[:, 0]
+
+
+def differences(layer: StoredLayer, seed: int) -> tuple[str, ...]:
+    """How the layer's channels differ from random sets by the way both are made, in words.
+
+    Channels may hold crops that are rows of the comparison pool, and several patches of an image;
+    random sets hold neither.
+    """
+    for_pool = pool_halves(layer, seed)[1]
+    mask, crops = layer.mask, layer.rows
+    images = layer.sites.image_ids[:, : crops.shape[1]]
+    held = int(mask.sum())
+    same = torch.isin(crops[mask], layer.patches.rows[layer.name, "pool"][for_pool])
+    near = torch.isin(images[mask], layer.pool_images[for_pool])
+    notes = []
+    if bool(near.any()):
+        notes.append(
+            f"{layer.name}: {int(same.sum())} of the channels' {held} patches are themselves rows "
+            f"of the pool they are compared with, and {int(near.sum())} are of its images; of the "
+            "random sets' patches none is"
+        )
+    full = torch.nonzero(mask.any(1))[:, 0].tolist()
+    several = [
+        [int(mask[row].sum()), *(len(torch.unique(x[row][mask[row]])) for x in (images, crops))]
+        for row in full
+    ]
+    if any(of_images < patches for patches, of_images, _ in several):
+        patches, of_images, of_crops = np.median(several, axis=0)
+        notes.append(
+            f"{layer.name}: a channel's {patches:g} patches come from {of_images:g} images and are "
+            f"{of_crops:g} distinct crops (medians), a random set's {crops.shape[1]} from as many "
+            "images: repeats make channels' clusters tighter than chance alone would"
+        )
+    return tuple(notes)
 
 
 def lack_of_images(context: Context) -> str | None:

@@ -95,7 +95,7 @@ def _curves(panel: Any, units: pa.Table, layer: str, presets: list[str]) -> None
         cuts = np.unique(np.concatenate(list(values.values())))[::-1]
         true, false = ((values[kind][:, None] >= cuts).mean(0) for kind in ("real", "null"))
         panel.plot([0, *false], [0, *true], color=colour, linewidth=1.2, label=preset)
-    panel.plot([0, 1], [0, 1], color="#999999", linewidth=0.8, linestyle=":")
+    panel.plot([0, 1], [0, 1], color="#999999", linewidth=0.8, linestyle=":", label="chance")
     panel.set_xlabel("share of random sets above")
     panel.set_ylabel("share of channels above")
     panel.legend(loc="lower right")
@@ -105,6 +105,8 @@ def _forest(panel: Any, rows: list[dict[str, Any]]) -> None:
     rows = sorted(rows, key=lambda row: list(_MEASURES).index(row["measure"]))
     for place, row in enumerate(rows):
         colour = _MEASURES[row["measure"]]
+        if row["auroc"] is None:
+            continue
         panel.hlines(place, row["auroc_low"], row["auroc_high"], color=colour, linewidth=1.2)
         panel.plot(row["auroc"], place, "o", color=colour, markersize=3)
     for place, (one, other) in enumerate(pairwise(rows)):

@@ -3,7 +3,9 @@
 Random sets of sites take the place of channels and are scored as channels are. Both kinds are
 compared with the same half of the pool (:mod:`psi_engine.validation.null_channels`), under every
 null family and as the products of the presets. Areas are of z and of log PSI, which order units
-as Ŝ, Q̂, D̂ and PSI do, but do not run together where those round to 1.
+as Ŝ, Q̂, D̂ and PSI do, but do not run together where those round to 1. A run that kept no bank of
+unrelated texts gets one where its encoder can embed it; else the paper's preset takes
+``text-shuffle`` in its place, and says so.
 """
 
 from __future__ import annotations
@@ -19,16 +21,22 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 
-from psi_engine.config import ScoreConfig
+from psi_engine.config import DNull, ScoreConfig
 from psi_engine.detection import interval, resample, weighted_areas
 from psi_engine.nulls.registry import NULLS
 from psi_engine.ops.random import hash_keys, string_key
 from psi_engine.report.plots.null_baseline import draw
 from psi_engine.stored import StoredRun
 from psi_engine.types import COMPONENTS, Scores
+from psi_engine.validation.bank import with_bank
 from psi_engine.validation.evidence import CHEAP_NULLS, d_nulls
-from psi_engine.validation.null_channels import NullChannels, lack_of_images, null_channels
-from psi_engine.validation.part import Context, Part, Result
+from psi_engine.validation.null_channels import (
+    NullChannels,
+    differences,
+    lack_of_images,
+    null_channels,
+)
+from psi_engine.validation.part import Context, Options, Part, Result
 
 ALPHA = 0.05
 """Level at which calls are counted: so many of the random sets should be called."""
@@ -36,6 +44,7 @@ ALPHA = 0.05
 RAW = "raw"
 """Stands in the column ``null`` for the uncalibrated value."""
 
+_IN_PLACE: DNull = "text-shuffle"
 _KINDS = ("real", "null")
 _DRAWS = ScoreConfig().replicates
 
@@ -55,13 +64,17 @@ class _Call:
 
 @dataclass(frozen=True)
 class _Measured:
-    """A measure of both kinds: value to order by and p, each float64 (units,)."""
+    """A measure of both kinds: value to order by and p, each float64 (units,).
+
+    components : the nulls it was made with, such as "S pool, Q permutation"; None for raw values.
+    """
 
     measure: str
     null: str
     draws: int | None
     value: dict[str, NDArray[np.float64]]
     p: dict[str, NDArray[np.float64]]
+    components: str | None
 
 
 def compute(context: Context) -> Result:
@@ -73,18 +86,26 @@ def compute(context: Context) -> Result:
         ``units``: one row per layer, measure (S | Q | D | PSI), null (a family; ``raw``; for PSI
         a preset), kind (real | null) and unit (the channel, or the set's number): ``value`` (z,
         log PSI or the raw value), ``p``. ``areas``: per layer, measure and null the AUROC and
-        average precision of real channels against random sets with bootstrap intervals, how many
-        of each kind there are and have no value, the ``draws`` of the null, and the share of
-        each kind with p ≤ 0.05 (``called_real``, ``called_null``), the latter with its Wilson
-        interval: on random sets a calibrated null calls a twentieth.
+        average precision of real channels against random sets with bootstrap intervals (a
+        missing value counts against the measure; None where a kind has none at all), how many
+        of each kind there are and have no value, the ``draws`` of the null, the share of each
+        kind with p ≤ 0.05 (``called_real``, ``called_null``), the latter with its Wilson
+        interval: on random sets a calibrated null calls a twentieth; and ``components``, the
+        nulls in the row, component by component.
     """
-    stored, options = context.stored, context.options
+    options = context.options
+    texts, lacking = with_bank(context.stored)
+    stored = replace(context.stored, texts=texts)
     notes: dict[str, None] = {}
+    if lacking is not None:
+        told = f"D against unrelated-text is left out, {_IN_PLACE} stands in the paper's preset"
+        notes[f"{told}: {lacking}"] = None
     units, areas = [], []
-    calls = list(_calls(context))
+    calls = list(_calls(stored, options))
     for number, layer in enumerate(stored.layers):
         sets = null_channels(stored.layers[layer], options.null_channels, options.seed)
         notes.update(dict.fromkeys(sets.notes))
+        notes.update(dict.fromkeys(differences(stored.layers[layer], options.seed)))
         channels = stored.layers[layer].sites.channels.numpy()
         measured: list[_Measured] = []
         rows: dict[str, NDArray[np.int64]] = {}
@@ -104,24 +125,28 @@ def compute(context: Context) -> Result:
             notes[f"{layer}: {left_out} channels cannot be scored and are in no area"] = None
         names = {"real": channels[rows["real"]], "null": rows["null"] - len(channels)}
         units += [_unit_rows(layer, one, names) for one in measured]
-        areas += _areas(layer, measured, options.bootstrap, options.seed)
-    if stored.texts.embeddings is not None and "unrelated-text" not in d_nulls(stored.texts):
-        told = "D against unrelated-text is left out: the run kept no bank of unrelated texts"
-        notes[told] = None
-    tables = {"units": pa.concat_tables(units), "areas": pa.Table.from_pylist(areas)}
+        of_layer = _areas(layer, measured, options.bootstrap, options.seed)
+        notes.update(_refused(layer, of_layer))
+        areas += of_layer
+    tables = {"units": pa.concat_tables(units), "areas": pa.Table.from_pylist(areas, _AREAS)}
     return Result(tables, tuple(notes), _headline(areas))
 
 
-def _calls(context: Context) -> Iterator[_Call]:
+def _calls(stored: StoredRun, options: Options) -> Iterator[_Call]:
     """The presets, then calls that cover every null: one of S, one of Q and one of D in each."""
-    stored, options = context.stored, context.options
     own = replace(stored.config.score, subsamples=0)
     if options.replicates is not None:
         own = replace(own, replicates=options.replicates)
     calibrated = ScoreConfig(seed=own.seed, replicates=options.replicates or _DRAWS)
     if replace(calibrated, replicates=own.replicates, memory=own.memory) == own:
         calibrated = own
-    presets = {"calibrated": calibrated, "paper": ScoreConfig.preset("paper", seed=own.seed)}
+    paper = ScoreConfig.preset("paper", seed=own.seed)
+    if stored.texts.unrelated is None:
+        own, paper = (
+            replace(x, d_null=_IN_PLACE) if x.d_null == "unrelated-text" else x
+            for x in (own, paper)
+        )
+    presets = {"calibrated": calibrated, "paper": paper}
     if own not in presets.values():
         presets = {"run": own} | presets
     for name, config in presets.items():
@@ -167,7 +192,10 @@ def _telling(layer: str, call: _Call, scores: Scores) -> dict[str, None]:
     """What the scorer said, except what every call of ours makes it say."""
     about = f"{layer}, {call.preset or ', '.join(call.nulls.values())}"
     ours = ("no labels", "no text", "with ", "unrelated_text_embeddings are not used")
-    return {f"{about}: {note}": None for note in scores.notes if not note.startswith(ours)}
+    said = {f"{about}: {note}": None for note in scores.notes if not note.startswith(ours)}
+    if call.preset is not None:  # which is given all there is: what it lacks, the run lacks
+        said |= {f"{layer}: {note}": None for note in scores.notes if note.startswith(ours[:2])}
+    return said
 
 
 def _measures(
@@ -179,15 +207,17 @@ def _measures(
         values = getattr(found, name).numpy()
         return {kind: values[rows[kind]] for kind in _KINDS}
 
+    draws = call.config.replicates
     if call.preset is None:
         return [
-            _Measured(x.upper(), null, call.config.replicates, of(f"{x}_z"), of(f"{x}_p"))
+            _Measured(x.upper(), null, draws, of(f"{x}_z"), of(f"{x}_p"), f"{x.upper()} {null}")
             for x, null in call.nulls.items()
         ]
-    listed = [_Measured("PSI", call.preset, call.config.replicates, of("log_psi"), of("psi_p"))]
+    used = ", ".join(f"{x.upper()} {getattr(call.config, f'{x}_null')}" for x in found.available)
+    listed = [_Measured("PSI", call.preset, draws, of("log_psi"), of("psi_p"), used)]
     if raw:
         blank = {kind: np.full(len(rows[kind]), np.nan) for kind in _KINDS}
-        listed += [_Measured(x.upper(), RAW, None, of(x), blank) for x in found.available]
+        listed += [_Measured(x.upper(), RAW, None, of(x), blank, None) for x in found.available]
     return listed
 
 
@@ -199,10 +229,10 @@ def _unit_rows(layer: str, one: _Measured, names: Mapping[str, NDArray[np.int64]
     }
     return pa.table(
         {
-            "layer": pa.array([layer] * len(kind)),
-            "measure": pa.array([one.measure] * len(kind)),
-            "null": pa.array([one.null] * len(kind)),
-            "kind": pa.array(kind),
+            "layer": pa.array([layer] * len(kind), pa.string()),
+            "measure": pa.array([one.measure] * len(kind), pa.string()),
+            "null": pa.array([one.null] * len(kind), pa.string()),
+            "kind": pa.array(kind, pa.string()),
             "unit": pa.array(columns["unit"], pa.int64()),
             **{x: pa.array(columns[x], mask=np.isnan(columns[x])) for x in ("value", "p")},
         }
@@ -224,14 +254,30 @@ def _areas(
     rows = []
     for one, auroc, precision in zip(measured, *found, strict=True):
         row: dict[str, Any] = {"layer": layer, "measure": one.measure, "null": one.null}
+        whole = any(bool(np.isnan(values).all()) for values in one.value.values())
         for name, draws in (("auroc", auroc), ("average_precision", precision)):
-            low, high = interval(draws[1:])
-            row |= {name: float(draws[0]), f"{name}_low": float(low), f"{name}_high": float(high)}
+            ends = [None] * 3 if whole else [draws[0], *interval(draws[1:])]
+            row |= dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
         for kind in _KINDS:
             row[f"{kind}_units"] = len(one.value[kind])
             row[f"{kind}_missing"] = int(np.isnan(one.value[kind]).sum())
-        rows.append(row | {"draws": one.draws} | _called(one))
+        rows.append(row | {"draws": one.draws} | _called(one) | {"components": one.components})
     return rows
+
+
+def _refused(layer: str, areas: list[dict[str, Any]]) -> dict[str, None]:
+    """What has no value, by the shares of either kind without one."""
+    alike: dict[tuple[float, float], list[str]] = {}
+    for row in areas:
+        real, null = (row[f"{kind}_missing"] / row[f"{kind}_units"] for kind in _KINDS)
+        if real or null:
+            alike.setdefault((real, null), []).append(f"{row['measure']} {row['null']}")
+    notes: dict[str, None] = {}
+    for (real, null), names in alike.items():
+        so = "no area" if max(real, null) == 1 else "these count against the measure"
+        text = f"{real:.1%} of the channels and {null:.1%} of the random sets have no value: {so}"
+        notes[f"{layer}: {', '.join(names)}: {text}"] = None
+    return notes
 
 
 def _called(one: _Measured) -> dict[str, Any]:
@@ -249,10 +295,11 @@ def _called(one: _Measured) -> dict[str, Any]:
 def _headline(areas: list[dict[str, Any]]) -> tuple[str, ...]:
     said = []
     for row in areas:
-        if row["measure"] == "PSI":
+        if row["measure"] == "PSI" and row["auroc"] is not None:
             line = (
-                f"{row['layer']}: AUROC of PSI ({row['null']}) against random sets "
-                f"{row['auroc']:.3f} [{row['auroc_low']:.3f}, {row['auroc_high']:.3f}]"
+                f"{row['layer']}: AUROC of PSI ({row['null']}: {row['components']}) "
+                f"against random sets {row['auroc']:.3f} "
+                f"[{row['auroc_low']:.3f}, {row['auroc_high']:.3f}]"
             )
             if row["called_null"] is not None:
                 line += f", p ≤ {ALPHA} for {row['called_null']:.1%} of them"
@@ -260,10 +307,29 @@ def _headline(areas: list[dict[str, Any]]) -> tuple[str, ...]:
     return tuple(said)
 
 
+_AREAS = pa.schema(
+    [
+        *((name, pa.string()) for name in ("layer", "measure", "null")),
+        *(
+            (f"{name}{end}", pa.float64())
+            for name in ("auroc", "average_precision")
+            for end in ("", "_low", "_high")
+        ),
+        *((f"{kind}_{what}", pa.int64()) for kind in _KINDS for what in ("units", "missing")),
+        ("draws", pa.int64()),
+        *(
+            (name, pa.float64())
+            for name in ("called_real", "called_null", "called_null_low", "called_null_high")
+        ),
+        ("components", pa.string()),
+    ]
+)
+
 PART = Part(
     "null-baseline",
     compute,
     draw,
     lack_of_images,
     ("bootstrap", "replicates", "channel_replicates", "null_channels", "seed"),
+    version=2,
 )

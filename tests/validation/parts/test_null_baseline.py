@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from scipy import stats
 from sklearn import metrics
 
+from psi_engine.inputs import Texts
 from psi_engine.nulls.registry import NULLS
+from psi_engine.validation.bank import with_bank
 from psi_engine.validation.null_channels import null_channels
 from psi_engine.validation.part import Context, Options, Result
 from psi_engine.validation.parts import null_baseline
@@ -36,11 +39,11 @@ def rows_of(result: Result, table: str, **named: str) -> list[dict[str, Any]]:
 def test_every_null_and_preset_is_there(found: tuple[Context, Result]) -> None:
     areas = rows_of(found[1], "areas")
     names = {(row["measure"], row["null"]) for row in areas}
-    want = {(x.upper(), null) for x in NULLS for null in NULLS[x]} - {("D", "unrelated-text")}
+    want = {(x.upper(), null) for x in NULLS for null in NULLS[x]}
     raw = {(x, "raw") for x in "SQD"}
     assert names == want | raw | {("PSI", "calibrated"), ("PSI", "paper")}
     assert len(areas) == len(names)
-    assert any("kept no bank of unrelated texts" in note for note in found[1].notes)
+    assert not any("unrelated" in note for note in found[1].notes)
     assert any("1 channels cannot be scored" in note for note in found[1].notes)  # the dead one
     assert {(row["real_units"], row["null_units"]) for row in areas} == {(7, 15)}
 
@@ -87,7 +90,7 @@ def test_values_are_those_of_the_scorer_against_the_other_half(
 
 def test_calls_are_counted() -> None:
     p = {"real": np.array([0.01, 0.05, 0.2, np.nan]), "null": np.array([0.04] + [0.5] * 9)}
-    one = _Measured("S", "pool", 100, p, p)
+    one = _Measured("S", "pool", 100, p, p, "S pool")
     got = _called(one)
     assert (got["called_real"], got["called_null"]) == (2 / 3, 0.1)
     # Wilson's interval by its formula
@@ -100,18 +103,112 @@ def test_calls_are_counted() -> None:
     assert _called(replace(one, draws=19))["called_null"] == 0.1
 
 
-def test_the_seed_draws_other_sets(found: tuple[Context, Result], monkeypatch: Any) -> None:
-    context, result = found
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """S against the pool is the only null beside the presets."""
     monkeypatch.setattr(null_baseline, "NULLS", {"s": {"pool": None}, "q": {}, "d": {}})
     monkeypatch.setattr(null_baseline, "d_nulls", lambda texts: [])
+
+
+@pytest.mark.usefixtures("few")
+def test_the_seed_draws_other_sets(found: tuple[Context, Result]) -> None:
+    context, result = found
     again = PART.compute(replace(context, options=replace(OPTIONS, seed=1)))
-    assert rows_of(again, "areas", null="pool") != rows_of(
-        result, "areas", null="pool", measure="S"
+    named = {"measure": "S", "null": "raw", "kind": "null"}
+    values, others = (
+        [row["value"] for row in rows_of(x, "units", **named)] for x in (result, again)
     )
+    assert len(values) == len(others) == 15
+    assert set(values).isdisjoint(others)
     same = PART.compute(context)
     assert rows_of(same, "areas", measure="S") == [
         row for row in rows_of(result, "areas", measure="S") if row["null"] in ("raw", "pool")
     ]
+    assert rows_of(same, "units", **named) == rows_of(result, "units", **named)
+
+
+def test_the_paper_preset_has_its_own_null_of_d(found: tuple[Context, Result]) -> None:
+    (row,) = rows_of(found[1], "areas", measure="PSI", null="paper")
+    assert row["components"] == "S rotation, Q permutation, D unrelated-text"
+    (row,) = rows_of(found[1], "areas", measure="D", null="unrelated-text")
+    assert row["components"] == "D unrelated-text"
+    assert row["real_missing"] == 0
+
+
+@pytest.mark.usefixtures("few")
+def test_without_a_bank_the_null_in_its_place_is_named(
+    found: tuple[Context, Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = found[0]
+    monkeypatch.setitem(context.stored.run.manifest["encoder"], "text", "fixed")
+    result = PART.compute(context)
+    (row,) = rows_of(result, "areas", measure="PSI", null="paper")
+    assert row["components"] == "S rotation, Q permutation, D text-shuffle"
+    (note,) = (note for note in result.notes if "unrelated-text" in note)
+    assert "text-shuffle stands in the paper's preset" in note
+    assert any("(paper: S rotation, Q permutation, D text-shuffle)" in x for x in result.headline)
+
+
+def test_a_bank_that_cannot_be_had_says_why(
+    found: tuple[Context, Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = found[0].stored
+    monkeypatch.setitem(stored.run.manifest["fingerprints"], "encoder", "another")
+    texts, lacking = with_bank(stored)
+    assert texts is stored.texts
+    assert "cannot be embedded" in str(lacking)
+    assert "was made with other encoder" in str(lacking)
+
+
+@pytest.mark.usefixtures("few")
+def test_what_the_run_lacks_is_said_once(found: tuple[Context, Result]) -> None:
+    context = found[0]
+    layer = replace(context.stored.layers["conv2"], image_labels=None)
+    texts = Texts(None, None, None, None)
+    bare = replace(context.stored, layers={"conv2": layer}, labels=None, texts=texts)
+    result = PART.compute(replace(context, stored=bare))
+    for lacking in ("no labels: Q is unavailable", "no text embeddings: D is unavailable"):
+        assert sum(lacking in note for note in result.notes) == 1
+    assert not any("no labels" in note or "no text" in note for note in found[1].notes)
+    (row,) = rows_of(result, "areas", measure="PSI", null="paper")
+    assert row["components"] == "S rotation"
+
+
+def test_a_kind_without_any_value_has_no_area(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    some = {"real": random.normal(size=6), "null": random.normal(size=8)}
+    none = {kind: np.full(len(x), np.nan) for kind, x in some.items()}
+    half = {"real": np.where(np.arange(6) < 3, np.nan, some["real"]), "null": some["null"]}
+    measured = [
+        _Measured("S", "pool", 20, some, none, "S pool"),
+        _Measured("D", "pool", 20, none, none, "D pool"),
+        _Measured("D", "partition", 20, {"real": none["real"], "null": some["null"]}, none, ""),
+        _Measured("Q", "exact", 20, half, none, "Q exact"),
+        _Measured("PSI", "paper", 20, none, none, "S pool, D pool"),
+    ]
+    rows = null_baseline._areas("conv", measured, 20, 0)
+    assert [row["auroc"] is None for row in rows] == [False, True, True, False, True]
+    assert [row["average_precision_high"] is None for row in rows] == [
+        False, True, True, False, True,
+    ]  # fmt: skip
+    assert rows[3]["auroc"] == pytest.approx(
+        stats.mannwhitneyu(np.nan_to_num(half["real"], nan=-9), half["null"]).statistic / 48
+    )
+    assert list(null_baseline._refused("conv", rows)) == [
+        "conv: D pool, PSI paper: 100.0% of the channels and 100.0% of the random sets have no "
+        "value: no area",
+        "conv: D partition: 100.0% of the channels and 0.0% of the random sets have no value: "
+        "no area",
+        "conv: Q exact: 50.0% of the channels and 0.0% of the random sets have no value: these "
+        "count against the measure",
+    ]
+    assert null_baseline._headline(rows) == ()
+    names = {"real": np.arange(6), "null": np.arange(8)}
+    tables = {
+        "units": pa.concat_tables([null_baseline._unit_rows("conv", x, names) for x in measured]),
+        "areas": pa.Table.from_pylist(rows, null_baseline._AREAS),
+    }
+    assert len(PART.draw(tables, tmp_path / "null-baseline")) == 2
 
 
 def test_the_figure_is_drawn_from_the_tables(found: tuple[Context, Result], tmp_path: Path) -> None:
