@@ -183,13 +183,14 @@ def _blocks(
         workers=workers,
         indices=indices,
         skipped=skipped,
+        device=device,
     ):
         refuse_unreadable(source, skipped)
         end = cursor + int(torch.searchsorted(image_ids[cursor:], batch.image_ids[-1], right=True))
         which = torch.searchsorted(batch.image_ids, image_ids[cursor:end])
         pending.append(
             crop_and_resize(
-                batch.views.to(device),
+                batch.views,
                 which.to(device),
                 xyxy[cursor:end].to(device),
                 encoder.image_size,

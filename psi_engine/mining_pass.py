@@ -13,7 +13,7 @@ from psi_engine.config import RunConfig
 from psi_engine.distributed import ALONE, World, launched
 from psi_engine.errors import InputError
 from psi_engine.inputs import Inputs, check
-from psi_engine.mining import MINING, Miner, exchange, mine, pack_state
+from psi_engine.mining import MINING, NETWORK_FORM, Miner, exchange, mine, pack_state
 from psi_engine.ranges import Ranges
 from psi_engine.shards import (
     Part,
@@ -46,7 +46,8 @@ def work_of(config: RunConfig, inputs: Inputs) -> Work:
         {layer: inputs.channels[layer] for layer in inputs.layers},
         inputs.model.preprocess,
         {name: x for name, x in settings.items() if name != "memory"},
-        inputs.device.type,
+        # CPU bits do not depend on folding, so their key does not either.
+        NETWORK_FORM[inputs.device.type],
     )
     shapes = {layer: inputs.shapes[layer] for layer in inputs.layers}
     return Work(key, inputs.identity, len(inputs.source), config.mine, shapes)
@@ -145,7 +146,8 @@ def mine_images(
         return None
     skipped = {image: reason for found, _ in gathered for image, reason in found.items()}
     refuse_too_many_skipped(len(skipped), work.images)
-    return mined, skipped, [note for _, notes in gathered for note in notes]
+    notes = dict.fromkeys(note for _, notes in gathered for note in notes)  # ranks may say the same
+    return mined, skipped, list(notes)
 
 
 def mine_shard(config: RunConfig, share: tuple[int, int], progress: Progress | None = None) -> Path:

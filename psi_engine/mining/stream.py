@@ -20,6 +20,7 @@ from psi_engine.config import MineConfig
 from psi_engine.data import CorruptImage, ImageSource, Preprocess, open_source
 from psi_engine.errors import DataError, InputError
 from psi_engine.hooks import evaluating
+from psi_engine.mining.folding import folded
 from psi_engine.mining.miner import Miner
 from psi_engine.mining.passes import layer_passes
 from psi_engine.mining.precision import arithmetic, candidate_precision, require_precision
@@ -81,7 +82,8 @@ def mine(
     skipped : dict, optional
         Filled with image id → reason for images that could not be read.
     notes : list, optional
-        Filled with what the caller should know: what ``exact-fp16`` certified and how.
+        Filled with what the caller should know: what ``exact-fp16`` certified and how; on CUDA
+        which batch norms are folded into convolutions.
     checkpoint : callable, optional
         Given a flat dict of CPU tensors, enough to continue, after every ``checkpoint_every``
         images (rounded up to whole micro-batches).
@@ -137,6 +139,11 @@ def mine(
             # A layer whose channels are named is named in full, whatever globs find.
             shapes = choose_layers(module, [*patterns, *subsets], first).shapes
             names = list(shapes)
+            network = module
+            if where.type == "cuda":
+                network, told_of_norms = folded(module, names, first)
+                if notes is not None:
+                    notes += told_of_norms
         passes = layer_passes(shapes, config, where, micro, subsets)
         apart = len(passes) > 1
         home = torch.device("cpu") if apart else where  # of the miners that do not take part
@@ -147,7 +154,7 @@ def mine(
         inherited = set(skipped)
         shard = torch.arange(len(source)) if indices is None else indices
         sweep = Sweep(
-            module, source, preprocess, where, micro, shapes, config.batch_size, workers, skipped
+            network, source, preprocess, where, micro, shapes, config.batch_size, workers, skipped
         )
         turns = ((candidate_precision(config.precision), _into(miners)),)
         remaining = shard[shard >= done]

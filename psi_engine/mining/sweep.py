@@ -66,6 +66,7 @@ class Sweep:
             workers=self.workers,
             indices=indices,
             skipped=self.skipped,
+            device=self.device,
         )
         earlier = self.spent
         current: Take

@@ -20,7 +20,7 @@ from psi_engine import artifacts
 from psi_engine.config import MineConfig, RunConfig, Sites
 from psi_engine.embedding import embed_boxes
 from psi_engine.inputs import Inputs
-from psi_engine.mining import mine
+from psi_engine.mining import NETWORK_FORM, mine
 from psi_engine.ops.backend import resolve_device
 from psi_engine.patches import collect_patches
 from psi_engine.stored import MINED, StoredRun, stored_layers
@@ -137,7 +137,8 @@ def _mine(
     progress: Progress | None,
 ) -> Mapping[str, LayerSites]:
     run_key = stored.run.manifest["stages"]["mine"]["key"]
-    key = artifacts.fingerprint("variant", run_key, replace(config, batch_size=1), device.type)
+    form = NETWORK_FORM[device.type]
+    key = artifacts.fingerprint("variant", run_key, replace(config, batch_size=1), form)
     path, record = folder / MINED, folder / "mining.json"
     if record.is_file() and path.is_file() and record.read_text(encoding="utf-8") == key:
         return artifacts.read_mined(path)

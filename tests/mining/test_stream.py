@@ -111,6 +111,22 @@ def test_loading_changes_nothing(tmp_path: Path, batch_size: int, workers: int) 
         assert_same(again[layer], expected[layer])
 
 
+def test_views_are_asked_for_on_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loader, not the sweep, copies: only it does so ahead and from pinned memory."""
+    from psi_engine.mining import sweep
+
+    asked: list[object] = []
+
+    def spying(*args, **options):
+        asked.append(options["device"])
+        return loaded(*args, **options)
+
+    loaded = sweep.batches
+    monkeypatch.setattr(sweep, "batches", spying)
+    mine(net(), folder(tmp_path), ["maps"], config(), preprocess=PREPROCESS, device="cpu")
+    assert asked == [torch.device("cpu")]
+
+
 def test_neighbours_in_the_batch_change_nothing() -> None:
     """Dropping images leaves every other image's activations as they were, to the bit."""
     x = images()
