@@ -214,7 +214,7 @@ def test_interruption_keeps_state_and_says_how_to_go_on(
     def stop(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "score", stop)
+    monkeypatch.setattr(pipeline, "describe_clusters", stop)
     done = call_run(tmp_path / "run", images)
     assert done.exit_code == 130
     assert "continues where it stopped" in done.stderr
@@ -230,7 +230,7 @@ def test_unexpected_failure_is_one_line_unless_debug(
     def fail(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("the sky fell")
 
-    monkeypatch.setattr(pipeline, "score", fail)
+    monkeypatch.setattr(pipeline, "describe_clusters", fail)
     done = call_run(tmp_path / "run", images)
     assert done.exit_code == 1
     assert "error: RuntimeError: the sky fell" in done.stderr

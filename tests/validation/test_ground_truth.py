@@ -72,7 +72,7 @@ def test_a_repeat_is_the_same_and_reads_what_was_kept(done: tuple[Path, Result])
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((), "give --ground-truth"),
+        ((), "or --ground-truth"),
         (("--ground-truth", "--data", "x"), "data and model belong together; got no --model"),
         (("--ground-truth", "--model", "resnet18"), "got no --data"),
         (("--ground-truth", "--encoder", "timm:x"), "--encoder without --data and --model"),
