@@ -223,7 +223,8 @@ class RunConfig:
     channels: Sequence[str] = ()
     """Subsets such as ``layer4:0-63`` or ``layer4:3,17``; empty = every channel."""
     data: str = "tiny-imagenet"
-    """A folder, a Parquet file, or ``tiny-imagenet`` (downloaded)."""
+    """A folder, a Parquet file, tars, ``hf:NAME``, ``package.module:factory`` of a data set, or
+    ``tiny-imagenet`` (downloaded)."""
     max_images: int | None = None
     """Use only so many images, at even distances over the source."""
     image_size: int | None = None

@@ -53,7 +53,11 @@ def run(
         str | None, typer.Option(help="Subset, such as layer3:0-31,layer4:3,17.")
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="Image folder, Parquet file or folder, or tiny-imagenet.")
+        str | None,
+        typer.Option(
+            help="Folder of images, Parquet or tars (or one such file), hf:NAME, "
+            "package.module:factory of a torch Dataset, or tiny-imagenet."
+        ),
     ] = None,
     max_images: MaxImages = None,
     image_size: ImageSize = None,

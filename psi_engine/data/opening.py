@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,16 @@ from psi_engine.data.source import ImageSource
 from psi_engine.data.spaced import SpacedSource
 from psi_engine.data.streamed import StreamSource
 from psi_engine.data.tar_index import COMPRESSED
-from psi_engine.errors import DataError
+from psi_engine.errors import DataError, InputError
+from psi_engine.factories import import_factory, names_factory
 from psi_engine.types import Progress
 
 TINY_IMAGENET = "tiny-imagenet"
+
+_NAMES = (
+    "Parquet, tar shards, a folder of images, hf:NAME, package.module:factory, or "
+    "'tiny-imagenet' to download it"
+)
 
 
 def needs_download(spec: object) -> bool:
@@ -61,7 +69,8 @@ def open_source(
         ``train-{000..009}.tar``; a folder of images, flat, one per class or in Tiny-ImageNet's
         layout; a folder that ``save_to_disk`` of ``datasets`` wrote;
         ``hf:NAME[@revision][:split][/config]``; ``tiny-imagenet``, which is downloaded once; a
-        torch Dataset, map-style or iterable; or a source, which is handed back.
+        torch Dataset, map-style or iterable; a source, which is handed back; or
+        ``package.module:factory``, where ``factory()`` returns a Dataset or a source.
     max_images : int, optional
         Use only so many images, at even distances over the source; of an iterable Dataset the
         first.
@@ -75,10 +84,13 @@ def open_source(
     Raises
     ------
     DataError
-        If there is nothing there, or nothing that can be read as images.
+        If there is nothing there, or nothing that can be read as images; a factory that cannot
+        be found, that raises an error, or that returns something else.
     """
     if max_images is not None and max_images < 1:
         raise DataError("max_images is too small", got=max_images, expected="at least 1")
+    if isinstance(spec, str) and _is_factory(spec):
+        spec = _from_factory(spec)
     if isinstance(spec, IterableDataset):
         return StreamSource(spec, max_images, progress)
     source = _open(spec, progress)
@@ -103,8 +115,7 @@ def _open(spec: str | Path | Dataset[Any] | ImageSource, progress: Progress | No
     if not path.exists():
         raise DataError(
             f"no such file or folder: {path}",
-            expected="Parquet, tar shards, a folder of images, hf:NAME, or 'tiny-imagenet' to "
-            "download it",
+            expected=_NAMES,
         )
     if path.is_dir():
         return _folder(path)
@@ -117,6 +128,36 @@ def _open(spec: str | Path | Dataset[Any] | ImageSource, progress: Progress | No
         else f"a {path.suffix or 'plain'} file",
         expected="a Parquet file, a .tar or a folder",
     )
+
+
+def _is_factory(spec: str) -> bool:
+    known = spec.startswith(hub.PREFIX) or os.path.lexists(spec)  # a path may hold a colon
+    return names_factory(spec) and not known
+
+
+def _from_factory(spec: str) -> Dataset[Any] | ImageSource:
+    factory = import_factory(spec, DataError, _NAMES)
+    here = os.getcwd()
+    if here not in sys.path:
+        # Processes that decode images search what this one does, for the data set's own module.
+        sys.path.append(here)
+    try:
+        made = factory()
+    except InputError:
+        raise
+    except Exception as error:  # whatever a factory raises
+        raise DataError(
+            f"the factory {spec} failed",
+            got=f"{type(error).__name__}: {error}",
+            expected="a data set from factory(), without arguments",
+        ) from error
+    if not isinstance(made, Dataset | ImageSource):
+        raise DataError(
+            f"{spec} did not return a data set",
+            got=f"{type(made).__module__}.{type(made).__qualname__}",
+            expected="a torch Dataset or IterableDataset, or a psi_engine.data.ImageSource",
+        )
+    return made
 
 
 def _folder(path: Path) -> ImageSource:

@@ -14,7 +14,7 @@ from psi_engine.encoders.classifier import load_classifier, load_timm
 from psi_engine.encoders.clip import load_clip
 from psi_engine.encoders.protocol import Encoder, check_protocol
 from psi_engine.errors import EncoderError, ModelError
-from psi_engine.models import import_factory
+from psi_engine.factories import import_factory
 from psi_engine.models.clip_weights import locate
 from psi_engine.models.zoo import require_weights
 
@@ -80,7 +80,7 @@ def check_encoder(spec: str, weights: str | None = None) -> None:
         elif family is not None:
             _check_model(f"timm:{name}" if family == "timm" else name, weights or "default")
         else:
-            import_factory(spec, EncoderError)
+            import_factory(spec, EncoderError, _EXPECTED)
 
 
 def _split(spec: str) -> tuple[str | None, str]:
@@ -93,7 +93,7 @@ def _split(spec: str) -> tuple[str | None, str]:
 
 
 def _from_factory(spec: str, weights: str | None) -> Encoder:
-    factory: Callable[..., Any] = import_factory(spec, EncoderError)
+    factory: Callable[..., Any] = import_factory(spec, EncoderError, _EXPECTED)
     arguments = () if weights is None else (weights,)
     try:
         inspect.signature(factory).bind(*arguments)

@@ -7,12 +7,11 @@ from psi_engine.models.layers import LayerChoice, choose_layers
 from psi_engine.models.loading import (
     LoadedModel,
     check_model,
-    import_factory,
     load_model,
     may_download,
 )
 from psi_engine.models.weights import load_weights, read_state_dict, state_fingerprint
-from psi_engine.models.zoo import cached_weights, close_names, require_weights
+from psi_engine.models.zoo import cached_weights, require_weights
 
 __all__ = [
     "LayerChoice",
@@ -23,8 +22,6 @@ __all__ = [
     "cached_weights",
     "check_model",
     "choose_layers",
-    "close_names",
-    "import_factory",
     "latent_source",
     "load_model",
     "load_weights",

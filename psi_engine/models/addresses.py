@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from psi_engine.errors import InputError, ModelError
+from psi_engine.factories import close_names
 from psi_engine.hooks import activation_shape, capture
-from psi_engine.models.zoo import close_names
 from psi_engine.types import ActivationShape
 
 _GLOB = re.compile(r"[*?\[]")

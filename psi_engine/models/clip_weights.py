@@ -31,8 +31,8 @@ import torch
 from torch import Tensor
 
 from psi_engine.errors import ModelError
+from psi_engine.factories import close_names
 from psi_engine.models.weights import read_state_dict
-from psi_engine.models.zoo import close_names
 from psi_engine.network import unreachable_reason
 
 DEFAULT = ("ViT-B-32", "openai")

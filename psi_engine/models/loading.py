@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import nn
 
 from psi_engine.data import Preprocess
-from psi_engine.errors import InputError, ModelError
+from psi_engine.errors import ModelError
+from psi_engine.factories import import_factory
 from psi_engine.models.addresses import resolve_layers
 from psi_engine.models.clip import build_clip_tower
 from psi_engine.models.clip_weights import check_architecture, locate
 from psi_engine.models.latents import attach_latents
 from psi_engine.models.weights import load_weights, read_state_dict, state_fingerprint
 from psi_engine.models.zoo import (
+    NAMES,
     Built,
     build_timm,
     build_torchvision,
     check_timm_name,
-    close_names,
     torchvision_weights,
 )
 
 _CLIP = "open_clip:"
+_LATENTS = "LAYER=package.module:factory"
 
 RANDOM_SEED = 0
 """Seed of random weights, so that ``weights="none"`` is the same net every time."""
@@ -143,7 +142,7 @@ def check_model(name: str, weights: str = "default") -> None:
     if kind == "timm" and rest:
         check_timm_name(rest)
     elif rest:
-        import_factory(name, ModelError)
+        import_factory(name, ModelError, NAMES)
     else:
         torchvision_weights(name)
 
@@ -171,11 +170,14 @@ def may_download(name: str, weights: str) -> bool:
 def _attach(module: nn.Module, spec: str, side: int) -> str:
     layer, equals, factory = spec.partition("=")
     if not (layer and equals and ":" in factory):
-        raise ModelError("bad latents", got=repr(spec), expected="LAYER=package.module:factory")
+        raise ModelError("bad latents", got=repr(spec), expected=_LATENTS)
     if resolve_layers(module, [layer]) != [layer]:
         raise ModelError("latents are made from one layer", got=layer, fix="name it in full")
     _, answer = attach_latents(
-        module, layer, import_factory(factory, ModelError)(), torch.zeros(1, 3, side, side)
+        module,
+        layer,
+        import_factory(factory, ModelError, _LATENTS)(),
+        torch.zeros(1, 3, side, side),
     )
     return f"\0{factory} {answer}"
 
@@ -193,7 +195,7 @@ def _build(name: str, weights: str, image_size: int | None) -> Built:
 
 
 def _from_factory(name: str, image_size: int | None) -> Built:
-    made = import_factory(name, ModelError)()
+    made = import_factory(name, ModelError, NAMES)()
     module, preprocess = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if preprocess is None and isinstance(module, nn.Module):
         side = image_size or 224
@@ -206,47 +208,3 @@ def _from_factory(name: str, image_size: int | None) -> Built:
             expected="an nn.Module, or (nn.Module, psi_engine.data.Preprocess)",
         )
     return Built(module, preprocess, None)
-
-
-def import_factory(spec: str, error: type[InputError]) -> Callable[[], Any]:
-    """Import ``package.module:factory``; the working directory counts as importable.
-
-    Parameters
-    ----------
-    spec : str
-        Module, colon, name of something callable without arguments.
-    error : type
-        The kind of error to raise.
-    """
-    module_name, _, attribute = spec.partition(":")
-    here = os.getcwd()
-    added = here not in sys.path
-    if added:
-        # An installed command does not search the working directory, ``python -m`` does.
-        sys.path.insert(0, here)
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as problem:
-        if problem.name is None or not f"{module_name}.".startswith(f"{problem.name}."):
-            raise error(f"{module_name} cannot be imported", got=str(problem)) from problem
-        raise error(
-            f"no module {problem.name!r} for {spec!r}",
-            expected="a name of torchvision, timm:NAME, open_clip:NAME, or package.module:factory",
-            fix="install it, or run in the folder that holds it",
-        ) from problem
-    except Exception as problem:
-        raise error(
-            f"{module_name} fails when it is imported",
-            got=f"{type(problem).__name__}: {problem}",
-        ) from problem
-    finally:
-        if added and here in sys.path:
-            sys.path.remove(here)
-    factory = getattr(module, attribute, None)
-    if not callable(factory):
-        callables = [key for key, value in vars(module).items() if callable(value)]
-        raise error(
-            f"{module_name} has no factory {attribute!r}",
-            expected=close_names(attribute, callables) or "the name of a function",
-        )
-    return factory

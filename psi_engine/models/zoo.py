@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 from urllib.parse import urlsplit
@@ -14,12 +12,14 @@ from torch import nn
 
 from psi_engine.data.preprocess import Interpolation, Preprocess
 from psi_engine.errors import ModelError
+from psi_engine.factories import close_names
 from psi_engine.network import unreachable_reason
 
 _REFORMED = {"googlenet", "inception_v3"}
 """Nets whose pretrained form re-normalises its input; a local file needs the same form."""
 
-_NAMES = "a torchvision classifier, timm:NAME, open_clip:NAME, or package.module:factory"
+NAMES = "a torchvision classifier, timm:NAME, open_clip:NAME, or package.module:factory"
+"""What a model can be called."""
 
 
 class Built(NamedTuple):
@@ -125,12 +125,6 @@ def build_timm(name: str, *, pretrained: bool) -> Built:
     return Built(module, _timm_preprocess(name, config), _timm_categories(module))
 
 
-def close_names(name: str, names: Sequence[str]) -> str | None:
-    """``one of a, b, c``: the names most like a mistyped one, or None."""
-    close = get_close_matches(name, names, n=5, cutoff=0.6)
-    return "one of " + ", ".join(close) if close else None
-
-
 def torchvision_weights(name: str) -> Any:
     """The default weights' entry of a torchvision classifier; an error for an unknown one."""
     from torchvision import models
@@ -139,7 +133,7 @@ def torchvision_weights(name: str) -> Any:
     if name not in names:
         raise ModelError(
             f"unknown model {name!r}",
-            expected=_in_timm(name) or close_names(name, names) or _NAMES,
+            expected=_in_timm(name) or close_names(name, names) or NAMES,
         )
     return models.get_model_weights(name).DEFAULT
 

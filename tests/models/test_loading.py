@@ -11,7 +11,8 @@ from torch import nn
 
 from psi_engine.data import Preprocess
 from psi_engine.errors import EncoderError, ModelError
-from psi_engine.models import check_model, import_factory, load_model
+from psi_engine.factories import import_factory
+from psi_engine.models import check_model, load_model
 from tests.models.nets import FACTORY, NETS, SMALL, states_equal
 
 
@@ -109,4 +110,4 @@ def test_a_module_that_fails_to_import(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(ModelError, match="fails when it is imported; got ZeroDivisionError"):
         load_model("psi_broken_a:make")
     with pytest.raises(EncoderError, match="cannot be imported; got No module named 'psi_missing"):
-        import_factory("psi_broken_b:make", EncoderError)
+        import_factory("psi_broken_b:make", EncoderError, "a model")
