@@ -36,7 +36,8 @@ class DatasetSource(ImageSource):
     -----
     Labels are taken from ``targets`` or ``labels`` where the data set has one of them, one per
     item; else they are read off the items the first time they are asked for, which reads every
-    item once. The fingerprint hashes the type, the length and 16 items spread evenly.
+    item once. The fingerprint hashes the type, the length, the class names, the declared labels
+    and 16 items spread evenly, with their labels.
     """
 
     def __init__(self, dataset: Dataset[Any]) -> None:
@@ -53,7 +54,17 @@ class DatasetSource(ImageSource):
         self.class_names = declared_classes(dataset)
         self._labels: Tensor | None = None
         self._labelled = False
-        self.fingerprint = fingerprint_of(["dataset", self.name, str(total), *self._probe()])
+        declared = self._declared_labels()
+        self.fingerprint = fingerprint_of(
+            [
+                "dataset",
+                self.name,
+                str(total),
+                repr(self.class_names),
+                b"" if declared is None else declared.numpy().tobytes(),
+                *self._probe(),
+            ]
+        )
 
     @property
     def labels(self) -> Tensor | None:
@@ -81,12 +92,12 @@ class DatasetSource(ImageSource):
         parts: list[bytes | str] = []
         for index in np.unique(np.linspace(0, len(self) - 1, _PROBES).astype(int)).tolist():
             try:
-                item = self.item(index)
+                item = self._get(index)
+                array = pixels_of(image_of(item, index, self.name))
             except CorruptImage as error:
                 parts.append(str(error))
                 continue
-            array = pixels_of(item)
-            parts += [str(array.shape), np.ascontiguousarray(array).tobytes()]
+            parts += [str(label_of(item)), str(array.shape), np.ascontiguousarray(array).tobytes()]
         return parts
 
     def _declared_labels(self) -> Tensor | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from psi_engine.data.classes import read_classes
 from psi_engine.data.preprocess import decode
-from psi_engine.data.source import CorruptImage, ImageSource, fingerprint_of
+from psi_engine.data.source import CorruptImage, ImageSource, fingerprint_of, probe
 from psi_engine.errors import DataError
 
 EXTENSIONS = frozenset(
@@ -47,33 +47,36 @@ class FolderSource(ImageSource):
     A folder whose only subfolders are splits (``train``, ``val``, ``test``) stands for its
     ``train``; give ``FOLDER/val`` for another. Readable class names come from ``classes.json``
     or ``words.txt`` in the folder or its parent. Hidden files are passed over.
+
+    The fingerprint covers the relative paths, the labels, the class names, and of each file its
+    size and its first and last 4 KB.
     """
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
         self._root = _split_folder(path)
-        listing = sorted(_walk(self._root), key=lambda entry: entry[0])
+        listing = sorted(_walk(self._root))
         if not listing:
             raise _no_images(path)
         classes: list[str] | None
         if (self._root / "val_annotations.txt").is_file():
             classes, label_of = _annotated(self._root)
-            found = [label_of.get(parts[-1], -1) for parts, _ in listing]
+            found = [label_of.get(parts[-1], -1) for parts in listing]
         else:
-            classes, found = _by_folder(self._root, [parts for parts, _ in listing])
-        self._parts = [parts for parts, _ in listing]
+            classes, found = _by_folder(self._root, listing)
+        self._parts = listing
         self.keys = ["/".join(parts) for parts in self._parts]
         self._labels = None if classes is None else torch.tensor(found, dtype=torch.int64)
         self.class_names = None if classes is None else _readable(self._root, classes)
         self.fingerprint = fingerprint_of(
             [
                 "folder",
-                *(part for key, (_, size) in zip(self.keys, listing, strict=True)
-                  for part in (key, str(size))),
+                *self.keys,
+                *(_ends(os.path.join(self._root, *parts)) for parts in listing),
                 *(self.class_names or ()),
                 *map(str, found if classes is not None else ()),
             ]
-        )  # fmt: skip
+        )
 
     @property
     def labels(self) -> Tensor | None:
@@ -84,10 +87,13 @@ class FolderSource(ImageSource):
         """Read and decode one file."""
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
+        file = self._root.joinpath(*self._parts[index])
         try:
-            return decode(self._root.joinpath(*self._parts[index]).read_bytes())
-        except (OSError, ValueError) as error:
+            return decode(file.read_bytes())
+        except (PermissionError, ValueError) as error:
             raise CorruptImage(str(error)) from error
+        except OSError as error:
+            raise gone(file, error) from error
 
 
 def files_ending(folder: Path, endings: tuple[str, ...]) -> list[Path]:
@@ -100,7 +106,27 @@ def files_ending(folder: Path, endings: tuple[str, ...]) -> list[Path]:
     return sorted(found, key=lambda file: file.relative_to(folder).parts)
 
 
-def _walk(root: Path, parts: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
+def gone(what: str | Path, error: OSError) -> DataError:
+    """The error for a file that was there: a disk or a mount may come back, so none is skipped."""
+    return DataError(
+        f"{what} cannot be read any more",
+        got=str(error).rstrip("."),
+        fix="put it back as it was and run the same command again",
+    )
+
+
+def _ends(file: str) -> bytes:
+    try:
+        # Without a buffer, which would read more than is asked for.
+        with open(file, "rb", buffering=0) as stream:
+            return probe(stream, 0, os.fstat(stream.fileno()).st_size)
+    except PermissionError:
+        return b""  # skipped, with its reason, when its turn comes
+    except OSError as error:
+        raise gone(file, error) from error
+
+
+def _walk(root: Path, parts: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     with os.scandir(root) as entries:
         for entry in entries:
             if entry.name.startswith((".", "__MACOSX")):
@@ -108,7 +134,7 @@ def _walk(root: Path, parts: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
             if entry.is_dir():
                 yield from _walk(Path(entry.path), (*parts, entry.name))
             elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS and entry.is_file():
-                yield (*parts, entry.name), entry.stat().st_size
+                yield (*parts, entry.name)
 
 
 def _split_folder(path: Path) -> Path:

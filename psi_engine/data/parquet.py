@@ -16,7 +16,7 @@ from torch import Tensor
 
 from psi_engine.data.columns import cell_of, decode_cell, features_of, find_columns, read_labels
 from psi_engine.data.folders import files_ending
-from psi_engine.data.source import ImageSource, fingerprint_of
+from psi_engine.data.source import ImageSource, fingerprint_of, probe
 from psi_engine.errors import DataError
 
 CACHE_BYTES = 256 << 20
@@ -25,6 +25,9 @@ BLOCK_BYTES = 16 << 20
 """About what a block of a large row group holds."""
 OPEN_FILES = 8
 """Files kept open."""
+
+_PROBES = 8
+"""Pieces of a row group's images that enter the fingerprint, the first and last among them."""
 
 
 class _RowGroup(NamedTuple):
@@ -68,7 +71,8 @@ class ParquetSource(ImageSource):
     ``classes.json``, ``words.txt`` or ``classnames.txt`` beside the files.
 
     The fingerprint covers each file's name, size and footer (schema, row groups, statistics and
-    the places of all pages), and the class names.
+    places), the keys, the labels, the class names, and of the stored images of each row group
+    8 pieces of 4 KB.
     """
 
     _block: _Block | None
@@ -93,7 +97,7 @@ class ParquetSource(ImageSource):
                 self.keys += _keys(header, self._column, shard)
                 if label is not None:
                     label_parts.append(header.read(columns=[label]).column(0))
-            signs += [shard, str(file.stat().st_size), _footer(file)]
+            signs += [shard, str(file.stat().st_size), *_signs(file, header.metadata, self._column)]
         if not self.keys:
             raise DataError(f"no rows in {path}", fix="give a Parquet file with images")
         self._starts = [group.start for group in self._groups]
@@ -103,7 +107,9 @@ class ParquetSource(ImageSource):
             self._root,
             self._root,
         )
-        self.fingerprint = fingerprint_of([*signs, json.dumps(self.class_names)])
+        signs += [*self.keys, json.dumps(self.class_names)]
+        signs.append(b"" if self._labels is None else self._labels.numpy().tobytes())
+        self.fingerprint = fingerprint_of(signs)
         self._forget()
 
     @property
@@ -218,15 +224,17 @@ def _row_groups(header: pq.ParquetFile, file: int, column: str, start: int) -> l
     metadata = header.metadata
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
-        chunks = [group.column(i) for i in range(group.num_columns)]
-        size = sum(
-            chunk.total_uncompressed_size
-            for chunk in chunks
-            if chunk.path_in_schema == column or chunk.path_in_schema.startswith(column + ".")
-        )
+        size = sum(chunk.total_uncompressed_size for chunk in _chunks(group, column))
         found.append(_RowGroup(file, number, start, group.num_rows, size))
         start += group.num_rows
     return found
+
+
+def _chunks(group: pq.RowGroupMetaData, column: str) -> list[pq.ColumnChunkMetaData]:
+    """What a row group stores of a column; of a struct, each field by itself."""
+    chunks = [group.column(i) for i in range(group.num_columns)]
+    inside = column + "."
+    return [c for c in chunks if c.path_in_schema == column or c.path_in_schema.startswith(inside)]
 
 
 def _keys(header: pq.ParquetFile, column: str, shard: str) -> list[str]:
@@ -240,9 +248,14 @@ def _keys(header: pq.ParquetFile, column: str, shard: str) -> list[str]:
     return [path or f"{shard}#{row}" for row, path in zip(rows, stored, strict=True)]
 
 
-def _footer(file: Path) -> bytes:
-    with file.open("rb") as stream:
+def _signs(file: Path, metadata: pq.FileMetaData, column: str) -> Iterator[bytes]:
+    """The footer, and a digest of what each row group stores of a column."""
+    with open(file, "rb", buffering=0) as stream:
         stream.seek(-8, 2)
         length = int.from_bytes(stream.read(4), "little")
         stream.seek(-8 - length, 2)
-        return stream.read(length)
+        yield stream.read(length)
+        for number in range(metadata.num_row_groups):
+            for chunk in _chunks(metadata.row_group(number), column):
+                first = chunk.dictionary_page_offset or chunk.data_page_offset
+                yield probe(stream, first, chunk.total_compressed_size, _PROBES)

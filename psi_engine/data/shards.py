@@ -49,8 +49,8 @@ class ShardSource(ImageSource):
     and is skipped as unreadable. Class names come from ``classes.json``, ``words.txt`` or
     ``classnames.txt`` (one a line, in the order of the labels) beside the shards.
 
-    The fingerprint covers the names, places and sizes of all members, the labels and the class
-    names; not the bytes of the images.
+    The fingerprint covers the names and places of all members, of each its size and its first
+    and last 4 KB, the labels and the class names.
 
     References
     ----------
@@ -90,7 +90,7 @@ class ShardSource(ImageSource):
                 *(
                     part
                     for name, index in zip(names, indexes, strict=True)
-                    for part in (name, *(f"{m.start} {m.size} {m.name}" for m in index))
+                    for part in (name, *(f"{m.start} {m.ends.hex()} {m.name}" for m in index))
                 ),
                 *(str(sample.label) for sample in samples),
                 *(self.class_names or ()),

@@ -17,13 +17,14 @@ import pyarrow.feather as feather
 
 from psi_engine.data.download import cache_folder
 from psi_engine.data.folders import files_ending
+from psi_engine.data.source import probe
 from psi_engine.errors import DataError
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2")
 LABELS = ("label", "cls", "class")
 """Keys of a sample's JSON that may hold its label, the first one found."""
 
-_FORMAT = "1"  # of the kept lists
+_FORMAT = "2"  # of the kept lists
 _TAIL = 1 << 20
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -35,12 +36,14 @@ class Member(NamedTuple):
     name : path in the tar
     start, size : bytes of its content
     label : content of a ``.cls``, or the label in a ``.json``; None for others
+    ends : digest of its size and its first and last 4 KB
     """
 
     name: str
     start: int
     size: int
     label: str | None
+    ends: bytes
 
 
 def shard_files(spec: str | Path) -> list[Path]:
@@ -123,8 +126,8 @@ def read_index(file: Path) -> list[Member]:
 
 
 def _keep(members: list[Member], kept: Path, stamp: str) -> None:
-    kinds = (pa.string(), pa.int64(), pa.int64(), pa.string())
-    columns = list(zip(*members, strict=True)) or [(), (), (), ()]
+    kinds = (pa.string(), pa.int64(), pa.int64(), pa.string(), pa.binary())
+    columns = list(zip(*members, strict=True)) or [()] * len(kinds)
     arrays = [pa.array(column, kind) for column, kind in zip(columns, kinds, strict=True)]
     table = pa.table(arrays, names=list(Member._fields), metadata={"tar": stamp})
     try:
@@ -144,7 +147,7 @@ def _walk(file: Path) -> list[Member]:
                 if not entry.isreg() or entry.issparse():
                     continue
                 place = (entry.name.removeprefix("./"), entry.offset_data, entry.size)
-                members.append(Member(*place, _label_in(stream, *place)))
+                members.append(Member(*place, _label_in(stream, *place), probe(stream, *place[1:])))
             stream.seek(tar.offset)
             tail = stream.read(_TAIL)
     except (tarfile.TarError, OSError, EOFError) as error:

@@ -81,6 +81,17 @@ def test_fingerprint_of_a_data_set_sees_its_content() -> None:
     assert open_source(TensorDataset(x), max_images=7).fingerprint != first
 
 
+def test_fingerprint_of_a_data_set_sees_its_labels() -> None:
+    seen = set()
+    for labels in ([0] * 40, [0] * 17 + [1] + [0] * 22):
+        dataset = Listed(*[picture(i) for i in range(40)])
+        dataset.targets = labels  # type: ignore[attr-defined]
+        seen.add(open_source(dataset).fingerprint)
+    for label in (0, 1):
+        seen.add(open_source(Listed((picture(0), label))).fingerprint)
+    assert len(seen) == 4
+
+
 @pytest.mark.parametrize(
     ("dataset", "message"),
     [

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from psi_engine.data import open_source
+from psi_engine.data import CorruptImage, open_source
+from psi_engine.data.source import PIECE
 from psi_engine.errors import DataError
-from tests.data.pictures import SMALL, picture, save
+from tests.data.pictures import SMALL, picture, read, save
 
 
 def test_flat_folder(tmp_path: Path) -> None:
@@ -131,3 +134,53 @@ def test_fingerprint_of_a_folder_sees_every_change(tmp_path: Path) -> None:
     (folder / "y").rename(folder / "z")
     seen.append(open_source(folder).fingerprint)
     assert len(set(seen)) == len(seen)
+
+
+def test_fingerprint_of_a_folder_sees_other_bytes_of_the_same_size(tmp_path: Path) -> None:
+    file = tmp_path / "data" / "1.bmp"
+    save(file, 0)
+    first = open_source(tmp_path / "data").fingerprint
+    size, times = file.stat().st_size, (file.stat().st_atime_ns, file.stat().st_mtime_ns)
+    save(file, 1)
+    assert file.stat().st_size == size
+    os.utime(file, ns=times)
+    assert open_source(tmp_path / "data").fingerprint != first
+    save(file, 0)
+    os.utime(file, (1e9, 1e9))
+    assert open_source(tmp_path / "data").fingerprint == first
+    large = bytearray(3 * PIECE)
+    seen = {first}
+    for place in (0, PIECE - 1, len(large) - PIECE, len(large) - 1):
+        large[place] ^= 1
+        file.write_bytes(large)
+        seen.add(open_source(tmp_path / "data").fingerprint)
+    assert len(seen) == 5
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_goes_away_is_no_corrupt_image(tmp_path: Path, workers: int) -> None:
+    for seed in range(20):
+        save(tmp_path / f"{seed:02d}.png", seed)
+    source = open_source(tmp_path)
+    (tmp_path / "07.png").unlink()
+    with pytest.raises(DataError, match=r"07\.png cannot be read any more; got .*No such file"):
+        read(source, workers=workers)
+
+
+def test_which_errors_of_the_system_skip_an_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path / "a.png", 0)
+    source = open_source(tmp_path)
+    for number, expected in (
+        (errno.EIO, DataError),
+        (errno.ESTALE, DataError),
+        (errno.EACCES, CorruptImage),
+    ):
+
+        def fail(path: Path, number: int = number) -> bytes:
+            raise OSError(number, "a fault")
+
+        monkeypatch.setattr(Path, "read_bytes", fail)
+        with pytest.raises(expected, match="a fault"):
+            source.item(0)

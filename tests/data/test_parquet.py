@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -190,3 +191,20 @@ def test_a_file_that_breaks_while_it_is_read(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1" + bytes(size - 4))
     with pytest.raises(DataError, match=r"a\.parquet cannot be read"):
         source.item(0)
+
+
+def test_fingerprint_of_parquet_sees_an_exchange_within_a_row_group(tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    seen = []
+    names: list[list[str | None]] = [["x", "y", "z", "w"], ["x", "z", "y", "w"]]
+    for order in ([0, 1, 2, 3], [0, 2, 1, 3]):
+        contents: list[bytes | None] = [bytes([seed]) * 900 for seed in order]
+        for labels in ([0, 1, 2, 0], [0, 2, 1, 0]):
+            for paths in names:
+                columns = {"image": image_array(contents, paths), "label": labels}
+                pq.write_table(pa.table(columns), file, compression="none", use_dictionary=False)
+                seen.append((file.stat().st_size, open_source(file).fingerprint))
+    assert len({size for size, _ in seen}) == 1
+    assert len({fingerprint for _, fingerprint in seen}) == 8
+    os.utime(file, (1e9, 1e9))
+    assert open_source(file).fingerprint == seen[-1][1]

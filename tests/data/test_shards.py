@@ -174,6 +174,10 @@ def test_fingerprint_of_shards(shards: Path, tmp_path: Path) -> None:
     assert len(set(seen)) == 4
     os.utime(shards / "other.tar")
     assert open_source(shards).fingerprint == seen[-1]
+    changed = bytearray((shards / "other.tar").read_bytes())
+    changed[changed.index(b"IDAT") + 9] ^= 1  # a byte of an image
+    (shards / "other.tar").write_bytes(changed)
+    assert open_source(shards).fingerprint not in seen
 
 
 def test_a_shard_that_goes_away(shards: Path) -> None:
