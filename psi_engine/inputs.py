@@ -6,7 +6,7 @@ cost nothing to see come first, whatever needs the network comes last.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -33,8 +33,8 @@ from psi_engine.vocabulary import build_vocabulary, unrelated_bank
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """A run's inputs, all found and checked."""
+class ImageInputs:
+    """The model and the images of a run, found and checked."""
 
     device: torch.device
     backend: str
@@ -42,11 +42,6 @@ class Inputs:
     chosen: LayerChoice
     channels: Mapping[str, Tensor]
     source: ImageSource
-    encoder: Encoder
-    prompts: Prompts | None
-    """What an encoder of free texts names clusters with; None for the other encoders."""
-    bank: Prompts | None
-    """Prompts of unrelated domains, where the null of D asks for them."""
 
     @property
     def layers(self) -> list[str]:
@@ -70,11 +65,23 @@ class Inputs:
     @property
     def fingerprints(self) -> dict[str, str]:
         """What the inputs are, byte for byte."""
-        return {
-            "weights": self.model.fingerprint,
-            "data": self.source.fingerprint,
-            "encoder": self.encoder.fingerprint,
-        }
+        return {"weights": self.model.fingerprint, "data": self.source.fingerprint}
+
+
+@dataclass(frozen=True)
+class Inputs(ImageInputs):
+    """A run's inputs, all found and checked."""
+
+    encoder: Encoder
+    prompts: Prompts | None
+    """What an encoder of free texts names clusters with; None for the other encoders."""
+    bank: Prompts | None
+    """Prompts of unrelated domains, where the null of D asks for them."""
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """What the inputs are, byte for byte."""
+        return {**super().fingerprints, "encoder": self.encoder.fingerprint}
 
     @property
     def concepts(self) -> tuple[str, ...] | None:
@@ -105,6 +112,20 @@ def check(config: RunConfig, progress: Progress | None = None) -> Inputs:
     """Find and check everything a run needs; local checks first, downloads last."""
     if config.concepts is not None and not Path(config.concepts).is_file():
         raise InputError("no concepts file", got=config.concepts, expected="one concept a line")
+    seen = _check_images(
+        config, progress, lambda: check_encoder(config.encoder, config.encoder_weights)
+    )
+    encoder = load_encoder(config.encoder, config.encoder_weights, seen.device, config.concepts)
+    prompts, bank = choose_vocabulary(config, encoder, seen.source)
+    return Inputs(**vars(seen), encoder=encoder, prompts=prompts, bank=bank)
+
+
+def _check_images(
+    config: RunConfig,
+    progress: Progress | None,
+    before_downloads: Callable[[], None] = lambda: None,
+) -> ImageInputs:
+    """Find and check model and images; ``before_downloads`` checks what else is here."""
     device = resolve_device(config.device)
     require_precision(config.mine.precision, device)
     backend = resolve_backend(config.backend, device)
@@ -120,15 +141,11 @@ def check(config: RunConfig, progress: Progress | None = None) -> Inputs:
         require_download(config.data)
     else:
         source = _open_data(config, progress)
-    check_encoder(config.encoder, config.encoder_weights)
+    before_downloads()
     if downloads_weights:
         model = load_model(config.model, config.weights, config.image_size, config.latents)
     source = source or _open_data(config, progress)
-    encoder = load_encoder(config.encoder, config.encoder_weights, device, config.concepts)
-    prompts, bank = choose_vocabulary(config, encoder, source)
-    return Inputs(
-        device, backend, model, chosen, channels, source, encoder, prompts, bank
-    )  # fmt: skip
+    return ImageInputs(device, backend, model, chosen, channels, source)
 
 
 def config_of(run: Run) -> RunConfig:
@@ -150,6 +167,26 @@ def reopen(run: Run, progress: Progress | None = None) -> Inputs:
         As :func:`check`.
     """
     inputs = check(config_of(run), progress)
+    _require_same(run, inputs)
+    return inputs
+
+
+def reopen_images(run: Run, progress: Progress | None = None) -> ImageInputs:
+    """Find the model and the images of a finished run again, and leave its encoder alone.
+
+    Raises
+    ------
+    RunFolderError
+        Weights or images differ from the manifest.
+    InputError
+        As :func:`check`.
+    """
+    inputs = _check_images(config_of(run), progress)
+    _require_same(run, inputs)
+    return inputs
+
+
+def _require_same(run: Run, inputs: ImageInputs) -> None:
     held = run.manifest["fingerprints"]
     if changed := sorted(n for n, found in inputs.fingerprints.items() if held[n] != found):
         raise RunFolderError(
@@ -158,7 +195,6 @@ def reopen(run: Run, progress: Progress | None = None) -> Inputs:
             expected="; ".join(f"{name} {held[name][:16]}" for name in changed),
             fix="put them back as they were, or make the run again",
         )
-    return inputs
 
 
 def _refuse_unused_latents(config: RunConfig, chosen: LayerChoice) -> None:

@@ -23,6 +23,10 @@ EXACT_PAIRS = 50
 """Most pairs that differ for which Wilcoxon's p is exact: 2⁵⁰ is still a whole float64."""
 
 
+_ROUNDING = 16 * float(np.finfo(np.float64).eps)
+# Of the larger value: a spread of differences within it is what rounding leaves.
+
+
 class PairedTest(NamedTuple):
     """A comparison of pairs; NaN where a number is not defined.
 
@@ -55,7 +59,8 @@ def paired_test(x: ArrayLike, y: ArrayLike) -> PairedTest:
     PairedTest
         With fewer than two pairs only ``n`` and ``difference`` are defined. Where no pair
         differs, nothing speaks against equality: statistics and effects 0, p 1. Where all differ
-        by the same amount there is no spread to hold it against: t, its p and dz are NaN.
+        by the same amount, but for float64's rounding of the values, there is no spread to hold
+        it against: t, its p and dz are NaN.
 
     Raises
     ------
@@ -82,7 +87,8 @@ def paired_test(x: ArrayLike, y: ArrayLike) -> PairedTest:
     if not change.any():
         return PairedTest(n, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0)
     t = t_p = dz = nan
-    if (change != change[0]).any():
+    scale = max(np.abs(first).max(), np.abs(second).max())
+    if np.ptp(change) > _ROUNDING * scale:
         with warnings.catch_warnings():
             # Differences that nearly agree: SciPy warns, and the numbers stand.
             warnings.simplefilter("ignore", RuntimeWarning)

@@ -125,3 +125,15 @@ def test_intervals_resample_whole_items() -> None:
     assert (again[0][0], again[1][0]) == pytest.approx((low[0], high[0]))
     assert mean_intervals(8, x[None], 200)[0][0] != low[0]
     assert np.isnan(mean_intervals(7, x[None, :1], 200)).all()
+
+
+@pytest.mark.parametrize("shift", [0.1, -1 / 3, 1e6])
+def test_one_shift_of_all_pairs_has_no_spread_but_rounding(shift: float) -> None:
+    x = np.random.default_rng(5).normal(size=40)
+    same = paired_test(x + shift, x)
+    assert np.isnan([same.t, same.t_p, same.dz]).all()
+    assert same.difference == pytest.approx(shift)
+    assert same.rank_biserial == np.sign(shift)
+    moved = x + shift
+    moved[0] += 1e-6 * abs(shift)
+    assert np.isfinite(paired_test(moved, x).t)

@@ -1,8 +1,9 @@
 """Run swapped images through the network and read each target site's activation.
 
-Images run as they do while mining, in micro-batches of one fixed size, so that an activation
-does not depend on what else is swapped; an untouched host gives the very value that was mined.
-Only the target channel at the target site is read.
+Images run in float32, in the micro-batches that mining in fp32 uses, of one fixed size, so that an
+activation does not depend on what else is swapped. Of a run mined in fp32 on the same kind of
+device an untouched host gives the value that was mined; one mined in tf32, fp16 or bf16 has other
+roundings, and the largest change is told. Only the target channel at the target site is read.
 """
 
 from __future__ import annotations

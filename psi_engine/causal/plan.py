@@ -156,8 +156,8 @@ def plan_hosts(plan: LayerPlan, row: int, kind: HostKind, count: int) -> Hosts:
     kind : {"top", "random"}
         ``top``: the highest sites of each usable cluster in turn, one an image; the aligned
         patch is of the host's cluster. ``random``: the first random sites that were mined; they
-        have no cluster, so the usable ones take turns as the aligned one, which makes aligned
-        and non-aligned alike there on average.
+        have no cluster, so the usable ones take turns as the aligned one: aligned and non-aligned
+        are exchangeable there, and the tests leave that pair out.
     count : int
         Hosts, at most.
 

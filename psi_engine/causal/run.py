@@ -1,14 +1,15 @@
 """``psi-engine swap RUN``: plan, run block by block, test, write.
 
-A block is some channels of one layer. Finished blocks are kept under the stage's key, so that a
-killed command goes on where it stopped; since every draw is keyed and every forward pass has one
-fixed shape, the bits are those of an uninterrupted one.
+A block is some channels of one layer. Finished blocks are kept under a key of all that moves an
+activation, so that a killed command goes on where it stopped; since every draw is keyed and every
+forward pass has one fixed shape, the bits are those of an uninterrupted one. Swaps that are done
+are tested anew, not made anew, where only the resamples of the intervals change.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -27,12 +28,12 @@ from psi_engine.causal.measure import activations
 from psi_engine.causal.paste import blend_weights
 from psi_engine.causal.plan import Hosts, LayerPlan, plan_hosts, square_side
 from psi_engine.causal.select import select_channels, sort_out
-from psi_engine.causal.summary import compare_conditions
+from psi_engine.causal.summary import NOT_COMPARED, compare_conditions
 from psi_engine.causal.swap_table import edits_of, swap_rows
 from psi_engine.data import batches
 from psi_engine.embedding import refuse_unreadable
 from psi_engine.errors import InputError, RunFolderError
-from psi_engine.inputs import Inputs, reopen
+from psi_engine.inputs import ImageInputs, reopen_images
 from psi_engine.mining import MICRO_BATCH
 from psi_engine.ops.backend import resolve_device
 from psi_engine.stored import StoredLayer, StoredRun, load_stored
@@ -75,28 +76,37 @@ def swap(
     config = SwapConfig() if config is None else config
     stored = load_stored(path)
     plan = plan_swaps(stored, config)
-    key = swap_key(stored, config)
+    key, device = swap_key(stored, config), _device(stored)
     folder = artifacts.RunFolder(stored.run.path, stored.run.manifest["identity"])
     if folder.is_done("swap", key):
         return artifacts.open_run(folder.path)
-    inputs = reopen(stored.run, progress)
+    held = _holds(folder, config, device)
     started = time.perf_counter()
-    _begin(folder, key)
-    table = _swap_blocks(folder.path / PARTIAL / key, inputs, plan, config, progress)
+    facts = {"config": asdict(config), "device": device}
+    if held:
+        folder.begin("swap", key, **facts)
+        table = pq.read_table(folder.path / CAUSAL)
+    else:
+        inputs = reopen_images(stored.run, progress)
+        folder.begin("swap", key)
+        kept = folder.path / PARTIAL / _passes_key(stored, config)
+        table = _swap_blocks(kept, inputs, plan, config, progress)
+        artifacts.write_table(folder.path / CAUSAL, table)
     summary = compare_conditions(table, config.bootstrap, config.seed)
-    artifacts.write_table(folder.path / CAUSAL, table)
     artifacts.write_table(folder.path / CAUSAL_SUMMARY, summary)
+    drift = _drift(table, plan)
     folder.finish(
         "swap",
         [CAUSAL, CAUSAL_SUMMARY],
         time.perf_counter() - started,
-        config=asdict(config),
+        **facts,
         side={layer: plan.layers[layer].side for layer in plan.rows},
         channels=sum(map(len, plan.rows.values())),
         swaps=len(table),
         nonfinite=table["delta"].null_count,
+        drift=drift,
         skipped=plan.skipped,
-        notes=plan.notes,
+        notes=[*plan.notes, *_drift_note(drift, stored.config.mine.precision)],
     )
     folder.discard(PARTIAL)
     return artifacts.open_run(folder.path)
@@ -179,9 +189,58 @@ def summarise(run: artifacts.Run) -> dict[str, Any]:
 
 
 def swap_key(stored: StoredRun, config: SwapConfig) -> str:
-    """What the swaps of a run depend on, as 16 hex digits."""
+    """What the swaps of a run and their tests depend on, as 16 hex digits."""
+    return artifacts.fingerprint("swap tests", 2, _passes_key(stored, config), config.bootstrap)
+
+
+def _passes_key(stored: StoredRun, config: SwapConfig) -> str:
+    """What the activations depend on."""
     scored = stored.run.manifest["stages"]["score"]["key"]
-    return artifacts.fingerprint("swap", scored, config, resolve_device(stored.config.device).type)
+    return artifacts.fingerprint("swap", scored, _passes(asdict(config)), _device(stored))
+
+
+def _passes(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that move an activation: not those of the tests."""
+    return {name: x for name, x in config.items() if name != "bootstrap"}
+
+
+def _device(stored: StoredRun) -> str:
+    return resolve_device(stored.config.device).type
+
+
+def _holds(folder: artifacts.RunFolder, config: SwapConfig, device: str) -> bool:
+    """Whether the table that is there is of these swaps; of other scores it has no entry."""
+    entry = folder.manifest["stages"].get("swap", {})
+    if "config" not in entry or not (folder.path / CAUSAL).is_file():
+        return False
+    made = artifacts.fingerprint(_passes(entry["config"]), entry.get("device", device))
+    return made == artifacts.fingerprint(_passes(asdict(config)), device)
+
+
+def _drift(table: pa.Table, plan: Plan) -> float | None:
+    """Largest |before − mined| in units of the channel's range; None where none is finite."""
+    largest: list[float] = []
+    for name in plan.rows:
+        sites, ours = plan.layers[name].sites, table.filter(pc.equal(table["layer"], name))
+        place = {channel: row for row, channel in enumerate(sites.channels.tolist())}
+        span = (sites.stats.maximum.double() - sites.stats.minimum.double()).numpy()
+        for kind in plan.kinds:
+            of_kind = ours.filter(pc.equal(ours["hosts"], kind))
+            rows = np.array([place[x] for x in of_kind["channel"].to_pylist()], np.int64)
+            mined = getattr(sites, kind).values.double().numpy()
+            before = of_kind["before"].to_numpy().astype(np.float64)  # NaN where null
+            change = np.abs(before - mined[rows, of_kind["host_rank"].to_numpy()]) / span[rows]
+            largest += change[np.isfinite(change)].tolist()
+    return max(largest, default=None)
+
+
+def _drift_note(drift: float | None, precision: str) -> list[str]:
+    if not drift:
+        return []
+    return [
+        f"untouched, activations differ from those mined in {precision} by up to {drift:.2g} of "
+        "their channel's range; what is compared are passes in fp32"
+    ]
 
 
 def _layer_plan(stored: StoredRun, layer: StoredLayer, config: SwapConfig) -> LayerPlan:
@@ -213,8 +272,10 @@ def _assignments(stored: StoredRun, layer: StoredLayer) -> Tensor:
 
 
 def _host_kinds(stored: StoredRun, config: SwapConfig) -> tuple[tuple[HostKind, ...], list[str]]:
-    if stored.config.mine.reservoir or "random" not in config.host_kinds:
+    if "random" not in config.host_kinds:
         return config.host_kinds, []
+    if stored.config.mine.reservoir:
+        return config.host_kinds, [NOT_COMPARED]
     if config.hosts == "random":
         raise InputError(
             "no random hosts", got="a run with reservoir = 0", fix="give --hosts top, or run again"
@@ -222,16 +283,9 @@ def _host_kinds(stored: StoredRun, config: SwapConfig) -> tuple[tuple[HostKind, 
     return ("top",), ["no random hosts: the run mined no random sites (reservoir = 0)"]
 
 
-def _begin(folder: artifacts.RunFolder, key: str) -> None:
-    folder.begin("swap", key)
-    kept = folder.path / PARTIAL
-    if kept.is_dir():
-        folder.discard(*(f"{PARTIAL}/{old.name}" for old in kept.iterdir() if old.name != key))
-
-
 def _swap_blocks(
     kept: Path,
-    inputs: Inputs,
+    inputs: ImageInputs,
     plan: Plan,
     config: SwapConfig,
     progress: Progress | None,
@@ -260,7 +314,7 @@ def _tell(progress: Progress | None, before: int, total: int, done: int) -> None
 
 def _swap_block(
     block: Sequence[Hosts],
-    inputs: Inputs,
+    inputs: ImageInputs,
     plan: LayerPlan,
     config: SwapConfig,
     progress: Callable[[int], None],
@@ -287,7 +341,7 @@ def _swap_block(
     )
 
 
-def _views(inputs: Inputs, images: Tensor) -> Tensor:
+def _views(inputs: ImageInputs, images: Tensor) -> Tensor:
     """What the network sees of some images, uint8 (images, 3, S, S)."""
     skipped: dict[int, str] = {}
     views = []

@@ -9,12 +9,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from psi_engine.causal.config import CONDITIONS, CONTROLS
+from psi_engine.causal.config import CONDITIONS, CONTROLS, HostKind
 from psi_engine.ops.random import hash_keys, string_key
 from psi_engine.paired_tests import Floats, holm, mean_intervals, paired_test
 
 LEVELS = ("channel", "layer", "all")
 """What a row is about: pairs are the hosts of a channel, or the means of channels."""
+
+NOT_COMPARED = (
+    "random hosts: aligned and non-aligned are not compared, such a host has no cluster and the "
+    "clusters take turns as the aligned one"
+)
 
 _NUMBERS = (
     "mean_aligned", "aligned_low", "aligned_high", "mean_control", "control_low", "control_high",
@@ -37,6 +42,15 @@ SUMMARY_SCHEMA = pa.schema(
 )
 
 
+def controls_of(hosts: HostKind) -> tuple[str, ...]:
+    """Controls that aligned is held against.
+
+    In random hosts not non-aligned: which cluster is the aligned one is arbitrary there, so the
+    two are exchangeable by construction and their difference says nothing.
+    """
+    return tuple(name for name in CONTROLS if hosts == "top" or name != "non-aligned")
+
+
 def compare_conditions(swaps: pa.Table, resamples: int, seed: int) -> pa.Table:
     """Compare the aligned condition with each control.
 
@@ -51,7 +65,8 @@ def compare_conditions(swaps: pa.Table, resamples: int, seed: int) -> pa.Table:
     Returns
     -------
     pyarrow.Table
-        One row per level (channel, layer, all) × hosts × blend × control. ΔA in units of the
+        One row per level (channel, layer, all) × hosts × blend × control of the hosts
+        (:func:`controls_of`). ΔA in units of the
         channel's range; ``*_raw`` in the network's own, for channels only, since channels are on
         different scales. Numbers that are not defined are null.
 
@@ -115,7 +130,8 @@ def _compare(
     mean = deltas.mean(1) if pairs else np.full((len(CONDITIONS), 2), np.nan)
     raw = mean[:, 1] if place["level"] == "channel" else np.full(len(CONDITIONS), np.nan)
     rows = []
-    for number, control in enumerate(CONTROLS, 1):
+    for control in controls_of(place["hosts"]):
+        number = CONDITIONS.index(control)
         test = paired_test(units[0], units[number])
         other = len(CONDITIONS) + number - 1
         rows.append(

@@ -168,7 +168,7 @@ def show_parts(console: Console, parts: Sequence[Mapping[str, Any]]) -> None:
 def show_swaps(console: Console, summary: Mapping[str, Any]) -> None:
     """Draw the pooled tests of the swaps: hard pastes where there are any, else feathered."""
     tests = summary["tests"]
-    blend = min((row["blend"] for row in tests), key=("hard", "feathered").index)
+    blend = min((row["blend"] for row in tests), key=("hard", "feathered").index, default="hard")
     shown = [row for row in tests if row["blend"] == blend]
     alone = len({row["layer"] for row in shown if row["level"] == "layer"}) == 1
     table = _table("aligned against", "ΔA", "aligned − it", "95 %", "p (t)", "p (W)", "dz")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from torch import nn
 from typer.testing import CliRunner
 
 import psi_engine as psi
+from psi_engine import artifacts
 from psi_engine.causal import CONDITIONS, SwapConfig, read_swaps, summarise, swap
 from psi_engine.causal import run as causal_run
+from psi_engine.causal.summary import NOT_COMPARED
 from psi_engine.cli import app
 from psi_engine.data import Preprocess
 from psi_engine.errors import InputError, RunFolderError
+from psi_engine.stored import load_stored
 from psi_engine.validation.part import Options
 from psi_engine.validation.run_parts import validate_run
 from tests import toy
@@ -90,7 +94,7 @@ def test_every_host_has_a_row_per_blend_and_condition(swapped: Path) -> None:
             assert row["donor_image"] is row["donor_x0"] is row["donor_channel"] is None
         if row["hosts"] == "random":
             assert row["host_cluster"] is None
-    assert len(tests) == (5 + 2 + 1) * 2 * 2 * 4
+    assert len(tests) == (5 + 2 + 1) * 2 * (4 + 3)
 
 
 def test_an_untouched_host_has_the_value_that_was_mined(swapped: Path) -> None:
@@ -118,7 +122,52 @@ def test_the_rest_is_listed_with_reasons(swapped: Path) -> None:
     assert stage["skipped"][0]["reason"].startswith("dead channel")
     assert (stage["channels"], stage["swaps"], stage["nonfinite"]) == (5, 400, 0)
     assert not (swapped / "causal.partial").exists()
+    assert stage["notes"] == [NOT_COMPARED]
+    assert stage["drift"] == 0.0
     json.dumps(summarise(psi.open_run(swapped)), allow_nan=False)
+
+
+def test_other_resamples_test_the_swaps_that_are_there(
+    swapped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(swapped, tmp_path / "run")
+    monkeypatch.setattr(causal_run, "_swap_block", None)
+    monkeypatch.setattr(causal_run, "reopen_images", None)
+    config = SwapConfig(channels=LISTED, per_channel=4, bootstrap=60)
+    before, after = bits(swapped), bits(swap(tmp_path / "run", config).path)
+    assert before[0] == after[0]
+    assert before[1] != after[1]
+    assert psi.open_run(tmp_path / "run").manifest["stages"]["swap"]["config"]["bootstrap"] == 60
+    with pytest.raises(TypeError):  # other swaps are made anew
+        swap(tmp_path / "run", replace(config, seed=1))
+
+
+def test_swaps_need_no_encoder(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    path = tmp_path / "run/manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["config"]["encoder"] = "tests.toy:gone"
+    path.write_text(json.dumps(manifest))
+    swap(tmp_path / "run", SwapConfig(channels=("head:0",), hosts="top", **QUICK))
+    manifest["fingerprints"]["weights"] = "0" * 64
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(RunFolderError, match="made with other weights"):
+        swap(tmp_path / "run", SwapConfig(channels=("head:0",), hosts="top", **QUICK))
+
+
+def test_what_mining_rounded_otherwise_is_told(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    stored = load_stored(tmp_path / "run")
+    layer = stored.layers["conv2"].sites
+    rank = int((layer.top.values[3].isfinite()).sum()) - 1
+    span = float(layer.stats.maximum[3] - layer.stats.minimum[3])
+    mined = artifacts.read_mined(tmp_path / "run/mining.safetensors")
+    mined["conv2"].top.values[3, : rank + 1] += 0.25 * span
+    artifacts.write_mined(tmp_path / "run/mining.safetensors", mined)
+    config = SwapConfig(channels=("conv2:3",), hosts="top", **QUICK)
+    stage = swap(tmp_path / "run", config).manifest["stages"]["swap"]
+    assert stage["drift"] == pytest.approx(0.25, rel=1e-5)
+    assert stage["notes"][0].startswith("untouched, activations differ from those mined in fp32")
 
 
 def test_a_channels_swaps_depend_on_nothing_beside_them(
@@ -197,7 +246,7 @@ def test_new_scores_make_the_swaps_out_of_date(images: Path, swapped: Path, tmp_
 def test_mistakes_are_told_before_any_work(
     finished: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], message: str
 ) -> None:
-    monkeypatch.setattr(causal_run, "reopen", None)
+    monkeypatch.setattr(causal_run, "reopen_images", None)
     with pytest.raises(InputError, match=message):
         swap(finished, SwapConfig(**options))
     assert "swap" not in psi.open_run(finished).manifest["stages"]
@@ -251,10 +300,60 @@ def test_the_part_of_the_validation_takes_the_swaps_or_makes_them(
     assert made.equals(read_swaps(psi.open_run(swapped))[1])
     assert [Path(name).name for name in first.figures] == ["causal.png", "causal.svg"]
     assert "conv2:7 was left out: dead channel" in first.notes[0]
+    assert first.notes[-1].startswith("swapped with hosts both, blend both, 4 hosts")
     assert [line.split(",")[0] for line in first.headline] == ["top hosts", "random hosts"]
-    assert validate_run(tmp_path / "run", ["causal"])[0].status == "kept"
+    assert "of the range; aligned minus: non-aligned " in first.headline[0]
+    assert "of the range; aligned minus: random " in first.headline[1]
+    assert validate_run(tmp_path / "run", ["causal"], Options(bootstrap=50))[0].status == "kept"
+    (other,) = validate_run(tmp_path / "run", ["causal"], Options(seed=3, device="cuda"))
+    assert other.status == "done"
+    assert "not with seed 3, bootstrap 1000: psi-engine swap" in other.notes[-2]
+    assert other.notes[-1] == "not on cuda: swaps run where the run did, on cpu"
     swap(tmp_path / "run", SwapConfig(channels=("conv2:1,2",), hosts="top", **QUICK))
     assert validate_run(tmp_path / "run", ["causal"])[0].status == "done"
+
+
+def test_the_part_makes_swaps_where_there_are_none(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    (made,) = validate_run(tmp_path / "run", ["causal"], Options(bootstrap=20, seed=2))
+    assert made.status == "done", made.reason
+    config = psi.open_run(tmp_path / "run").manifest["stages"]["swap"]["config"]
+    assert (config["bootstrap"], config["seed"]) == (20, 2)
+    assert made.notes[-1].endswith("seed 2, bootstrap 20 on cpu")
+
+
+def test_the_part_leaves_swaps_that_were_broken_off_alone(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    made = causal_run._swap_block
+    monkeypatch.setattr(causal_run, "BLOCK", 2)
+    config = SwapConfig(channels=("conv2:1-4",), hosts="top", **QUICK)
+    calls: list[int] = []
+
+    def dying(*args: Any) -> Any:
+        if calls:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return made(*args)
+
+    def blocks() -> list[Path]:
+        return sorted((tmp_path / "run/causal.partial").rglob("*.parquet"))
+
+    monkeypatch.setattr(causal_run, "_swap_block", dying)
+    with pytest.raises(KeyboardInterrupt):
+        swap(tmp_path / "run", config)
+    kept = blocks()
+    with pytest.raises(InputError, match="swaps of other settings were broken off"):
+        validate_run(tmp_path / "run", ["causal"])
+    with pytest.raises(KeyboardInterrupt):  # swaps of other settings begin, and die too
+        swap(tmp_path / "run", replace(config, seed=1))
+    assert blocks() == kept
+    assert len(kept) == 1
+    monkeypatch.setattr(causal_run, "_swap_block", lambda *args: (calls.append(1), made(*args))[1])
+    swap(tmp_path / "run", config)
+    assert len(calls) == 2
+    assert not blocks()
 
 
 def test_planted_units_react_as_planted(tmp_path: Path) -> None:
@@ -271,10 +370,11 @@ def test_planted_units_react_as_planted(tmp_path: Path) -> None:
         for r in tests
         if r["level"] == "channel" and r["channel"] == 0
     }
+    assert abs(unit["top", "non-aligned"]["mean_difference"]) < 0.1
+    assert ("random", "non-aligned") not in unit  # exchangeable by construction
     for hosts in ("top", "random"):
         assert unit[hosts, "random"]["mean_difference"] > 0.9
         assert unit[hosts, "random"]["t_p_holm"] < 1e-3
-        assert abs(unit[hosts, "non-aligned"]["mean_difference"]) < 0.1
         # the field is smaller than the square: what happens elsewhere is not seen
         for control in ("shuffled-position", "ablate-elsewhere"):
             assert unit[hosts, control]["mean_control"] == 0

@@ -93,7 +93,12 @@ def test_pooled_pairs_are_the_means_of_channels() -> None:
 def test_hosts_and_blends_are_families_of_their_own() -> None:
     rows = swaps(("hard", "feathered"), ("top", "random"))
     found = compare_conditions(table(rows), 100, 0).to_pylist()
-    assert len(found) == 4 * 4 * (len(CHANNELS) + 2 + 1)
+    assert len(found) == 2 * (4 + 3) * (len(CHANNELS) + 2 + 1)
+    compared = [{r["control"] for r in found if r["hosts"] == kind} for kind in ("top", "random")]
+    assert compared[0] - compared[1] == {"non-aligned"}
+    family = [r for r in found if r["level"] == "layer" and r["hosts"] == "random"]
+    family = [r for r in family if r["blend"] == "hard"]
+    assert [r["t_p_holm"] for r in family] == pytest.approx(holm([r["t_p"] for r in family]))
     only = [r for r in rows if (r["hosts"], r["blend"]) == ("random", "feathered")]
     alone = compare_conditions(table(only), 100, 0).to_pylist()
     assert alone == [r for r in found if (r["hosts"], r["blend"]) == ("random", "feathered")]

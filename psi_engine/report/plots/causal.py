@@ -31,6 +31,7 @@ def draw(tables: Mapping[str, pa.Table], stem: Path) -> list[Path]:
     tables : mapping
         ``summary`` as ``causal_summary.parquet``; only pooled rows are drawn. Above a control
         stands its Holm-corrected p of the paired t-test against aligned, hard paste first.
+        Nothing is drawn where there are none.
     stem : Path
         Files are ``stem.png`` and ``stem.svg``.
     """
@@ -39,14 +40,17 @@ def draw(tables: Mapping[str, pa.Table], stem: Path) -> list[Path]:
     places: list[str | None] = layers if len(layers) == 1 else [*layers, None]
     hosts = list(dict.fromkeys(row["hosts"] for row in rows))
     blends = list(dict.fromkeys(row["blend"] for row in rows))
+    if not rows:
+        return []
     with styled():
         made, axes = panels(len(places), len(hosts), width=3.4, height=2.3, sharey="row")
         for line, layer in zip(axes, places, strict=True):
             for panel, host in zip(line, hosts, strict=True):
                 mine = [row for row in rows if (row["layer"], row["hosts"]) == (layer, host)]
-                _panel(panel, mine, blends)
-                count = max(row["n"] for row in mine)
+                count = max((row["n"] for row in mine), default=0)
                 title(panel, f"{layer or 'all layers'}, {host} hosts, {count} channels")
+                if mine:
+                    _panel(panel, mine, blends)
             line[0].set_ylabel("ΔA / activation range")
         handles, labels = axes[0, 0].get_legend_handles_labels()
         made.legend(handles, labels, loc="outside lower center", ncols=2)
@@ -58,6 +62,8 @@ def _panel(panel: Any, rows: Sequence[Mapping[str, Any]], blends: Sequence[str])
     controls = list(dict.fromkeys(row["control"] for row in rows))
     for number, blend in enumerate(blends):
         ours = {row["control"]: row for row in rows if row["blend"] == blend}
+        if not ours:
+            continue
         one = ours[controls[0]]
         bars = [tuple(one[x] for x in ("mean_aligned", "aligned_low", "aligned_high"))]
         bars += [

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from psi_engine.data import batches
-from psi_engine.inputs import Inputs, reopen
+from psi_engine.inputs import ImageInputs, reopen_images
 from psi_engine.report.plots.examples import SHOWN, draw
 from psi_engine.tables import CONCEPT
 from psi_engine.validation.part import Context, Part, Result
@@ -60,7 +60,7 @@ def compute(context: Context) -> Result:
             strongest = [site for site in members if site["cluster"] == row["cluster"]][:SHOWN]
             clusters.append(row)
             patches += [site | {"place": place} for place, site in enumerate(strongest)]
-    pictures, unread = _pictures(reopen(run), patches, context)
+    pictures, unread = _pictures(reopen_images(run), patches, context)
     patches = [row | {"image": pictures.get(row["image_id"])} for row in patches]
     notes += [f"{key} cannot be read any more: {reason}" for key, reason in unread.items()]
     tables = {
@@ -137,7 +137,7 @@ def _clusters(
 
 
 def _pictures(
-    inputs: Inputs, patches: list[dict[str, Any]], context: Context
+    inputs: ImageInputs, patches: list[dict[str, Any]], context: Context
 ) -> tuple[dict[int, bytes], dict[str, str]]:
     """JPEG files of the patches' images by id, and why others cannot be had, by key."""
     wanted = torch.tensor(sorted({row["image_id"] for row in patches}), dtype=torch.int64)
