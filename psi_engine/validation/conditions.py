@@ -66,7 +66,7 @@ def conditions(config: ScoreConfig, top_k: int, seed: int) -> list[Condition]:
     config : ScoreConfig
         The run's, without subsamples; it stands on every axis, among the others of the axis.
     top_k : int
-        Patches mined per channel.
+        Patches that channels have, at most: as many as were mined, or as there are.
     seed : int
         Of the halves of the images.
     """
@@ -135,7 +135,8 @@ def image_half(layer: StoredLayer, split: int, side: int) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``embeddings``, ``labels``, ``mask`` of up to ⌊K/2⌋ patches, ``pool``.
+        ``embeddings``, ``labels``, ``mask`` of up to ⌊K/2⌋ patches, ``pool``; K is the number
+        of patches of the layer's channels.
 
     Notes
     -----
@@ -146,7 +147,7 @@ def image_half(layer: StoredLayer, split: int, side: int) -> dict[str, Any]:
     images = layer.sites.image_ids[:, : layer.rows.shape[1]]
     inside = layer.mask & (_side(images, split) == side)
     front = torch.argsort((~inside).to(torch.uint8), dim=1, stable=True)
-    front = front[:, : layer.sites.image_ids.shape[1] // 2]
+    front = front[:, : layer.rows.shape[1] // 2]
     labels = layer.labels
     return {
         "embeddings": layer.embeddings.gather(

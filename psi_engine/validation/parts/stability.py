@@ -7,7 +7,7 @@ with ``variants``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -49,14 +49,6 @@ _SAME_PATCHES = ("K", "seed", "M", "k", "solver", "patch")
 Key = tuple[str, str, str]
 
 
-@dataclass(frozen=True)
-class _Halves:
-    """Mean ρ of log PSI between two halves of the images, and patches in a half; by layer."""
-
-    spearman: Mapping[str, float]
-    patches: int
-
-
 def compute(context: Context) -> Result:
     """Score every layer under every condition and compare the rankings.
 
@@ -71,10 +63,11 @@ def compute(context: Context) -> Result:
         ``scores``: what was compared, per channel and condition. ``conditions``: what each is.
     """
     stored, options = context.stored, context.options
-    top_k = stored.config.mine.top_k
+    widths = {name: layer.rows.shape[1] for name, layer in stored.layers.items()}
+    top_k = max(widths.values())
     own = own_settings(context)
     runs: dict[str | None, StoredRun] = {None: stored}
-    notes: list[str] = []
+    notes = _too_few(widths, stored.config.mine.top_k)
     listed = conditions(own, top_k, options.seed)
     if small := [x.name for x in stored.layers.values() if smallest_pool(x, listed) < top_k // 2]:
         listed = [condition for condition in listed if condition.half is None]
@@ -93,18 +86,19 @@ def compute(context: Context) -> Result:
             first, second = (_of(columns, stored, layer, x) for x in (one, other))
             rows = agreement(first, second, key=key, resamples=options.bootstrap)
             correlations += [{"layer": layer, **names, **row} for row in rows]
-    halves = _halves(correlations, top_k)
+    halves = _halves(correlations)
     for one, other in compared:
         for layer in stored.layers:
             pair = (scores[_at(layer, one)], scores[_at(layer, other)])
-            reasons.append(_reason(layer, one, other, pair, correlations, halves, top_k))
+            width = widths[layer]
+            reasons.append(_reason(layer, one, other, pair, correlations, halves, width))
     tables = {
         "correlations": pa.Table.from_pylist(correlations),
         "reasons": pa.Table.from_pylist(reasons),
         "scores": _score_table(stored, listed, scores),
         "conditions": pa.Table.from_pylist([_described(condition) for condition in listed]),
     }
-    if halves.patches and any(c.half for c in listed):
+    if any(c.half for c in listed):
         notes.append(
             f"halves of the images: a channel's stored patches from a half are that half's own "
             f"first ones, at most {top_k // 2}; nothing was mined again"
@@ -131,13 +125,50 @@ def _variants(
         Condition("patch", "× 1", own), Condition("sites", stored.config.mine.sites, own)
     ]  # fmt: skip
     for variant in found:
+        if variant.axis == "K" and widest(stored) < stored.config.mine.top_k:
+            notes.append(f"K = {variant.condition} is left out: there are no more patches")
+            continue
         folder = context.folder / "variants" / variant.name
         runs[variant.name] = make_variant(
             stored, inputs, variant, folder,
             device=context.options.device, progress=context.progress,
         )  # fmt: skip
-        listed.append(Condition(variant.axis, variant.condition, own, variant=variant.name))
-    return sorted(listed, key=lambda condition: (condition.axis, condition.name))
+        name = variant.condition
+        if variant.axis == "K" and (most := widest(runs[variant.name])) < int(name):
+            notes.append(f"K = {name} was mined, but no channel has more than {most} patches")
+            if most <= widest(stored):
+                continue
+            name = str(most)
+        listed.append(Condition(variant.axis, name, own, variant=variant.name))
+    return sorted(listed, key=_order)
+
+
+def _order(condition: Condition) -> tuple[str, int, str]:
+    """By axis and name; K by its number."""
+    size = int(condition.name) if condition.axis == "K" else 0
+    return condition.axis, size, condition.name
+
+
+def widest(stored: StoredRun) -> int:
+    """Patches of the channels that have most."""
+    return max(layer.rows.shape[1] for layer in stored.layers.values())
+
+
+def _too_few(widths: Mapping[str, int], top_k: int) -> list[str]:
+    """What layers without as many patches as were asked for mean for K, in words."""
+    most = max(widths.values())
+    notes = []
+    if most < top_k:
+        notes.append(
+            f"no channel has more than {most} of the {top_k} patches asked for: K and the halves "
+            f"are counted from {most}"
+        )
+    notes += [
+        f"no channel of {layer} has more than {width} patches: every K above is the same there"
+        for layer, width in widths.items()
+        if width < most
+    ]
+    return notes
 
 
 def _score_all(
@@ -173,12 +204,13 @@ def _of(
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _halves(correlations: list[dict[str, Any]], top_k: int) -> _Halves:
+def _halves(correlations: list[dict[str, Any]]) -> dict[str, float]:
+    """Mean ρ of log PSI between two halves of the images, by layer."""
     found: dict[str, list[float]] = {}
     for row in correlations:
         if row["axis"] == "images" and row["measure"] == "log_psi" and row["spearman"] is not None:
             found.setdefault(row["layer"], []).append(row["spearman"])
-    return _Halves({layer: float(np.mean(rhos)) for layer, rhos in found.items()}, top_k // 2)
+    return {layer: float(np.mean(rhos)) for layer, rhos in found.items()}
 
 
 def _reason(
@@ -187,21 +219,22 @@ def _reason(
     other: Condition,
     pair: tuple[Scores, Scores],
     correlations: list[dict[str, Any]],
-    halves: _Halves,
-    top_k: int,
+    halves: Mapping[str, float],
+    width: int,
 ) -> dict[str, Any]:
     (row,) = [
         row for row in correlations
         if (row["layer"], row["axis"], row["one"], row["other"], row["measure"])
         == (layer, one.axis, one.name, other.name, "log_psi")
     ]  # fmt: skip
-    target = _target(one, other, top_k)
-    rho, half = row["spearman"], halves.spearman.get(layer)
+    target = _target(one, other, width)
+    rho, half = row["spearman"], halves.get(layer)
     expected = whole = None
     if half is not None:
-        whole = reliability(half, top_k / halves.patches)
-        if one.axis == "K":
-            expected = nested_correlation(half, halves.patches, int(one.name), int(other.name))
+        halved = width // 2
+        whole = reliability(half, width / halved)
+        if one.axis == "K" and (one.variant or other.variant or int(other.name) <= width):
+            expected = nested_correlation(half, halved, int(one.name), int(other.name))
     return {
         "layer": layer, "axis": one.axis, "one": one.name, "other": other.name,
         "spearman": rho, "spearman_low": row["spearman_low"], "spearman_high": row["spearman_high"],
@@ -211,9 +244,9 @@ def _reason(
     }  # fmt: skip
 
 
-def _target(one: Condition, other: Condition, top_k: int) -> float | None:
-    """The target of a pair: any two seeds, and the K next to the run's own against it."""
-    if one.axis == "K" and (one.name, other.name) != (str(round(0.8 * top_k)), str(top_k)):
+def _target(one: Condition, other: Condition, width: int) -> float | None:
+    """The target of a pair: any two seeds, and four fifths of the patches against all."""
+    if one.axis == "K" and (one.name, other.name) != (str(round(0.8 * width)), str(width)):
         return None
     return TARGETS.get(one.axis)
 

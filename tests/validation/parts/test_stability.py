@@ -14,6 +14,7 @@ from scipy import stats
 
 from psi_engine.stored import StoredRun
 from psi_engine.validation.part import Context, Options, Result
+from psi_engine.validation.parts import stability
 from psi_engine.validation.parts.stability import PART, compute, why_missed
 
 OPTIONS = Options(bootstrap=40, variants=True)
@@ -90,6 +91,88 @@ def test_targets_are_those_of_seeds_and_the_last_fifth_of_patches(result: Result
         assert (row["expected"] is not None) == (row["axis"] == "K" and row["halves"] is not None)
     assert len(result.headline) == 4
     assert all(("reached" in line) != ("missed" in line) for line in result.headline)
+
+
+def shortened(stored: StoredRun, name: str, patches: int) -> StoredRun:
+    """The run as it were had a layer's channels not found more patches than these."""
+    layer = stored.layers[name]
+    ids, rows = layer.sites.image_ids.clone(), layer.patches.rows[name, "top"].clone()
+    ids[:, patches:] = rows[:, patches:] = -1
+    less = replace(
+        layer,
+        sites=replace(layer.sites, top=layer.sites.top._replace(image_ids=ids)),
+        patches=replace(layer.patches, rows={**layer.patches.rows, (name, "top"): rows}),
+    )
+    return replace(stored, layers={**stored.layers, name: less})
+
+
+def test_sizes_are_of_the_patches_that_there_are(
+    toy_stored: StoredRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = shortened(toy_stored, "conv2", 10)
+    few = replace(few, layers={"conv2": few.layers["conv2"]})
+    made: list[str] = []
+    monkeypatch.setattr(stability, "reopen", lambda run: None)
+    monkeypatch.setattr(
+        stability, "make_variant", lambda *given, **named: made.append(given[2].axis) or few
+    )
+    options = Options(bootstrap=20, replicates=20, variants=True)
+    found = compute(Context(few, options, tmp_path))
+    assert "K" not in made
+    names = [r["condition"] for r in rows(found.tables["conditions"], axis="K")]
+    assert names == ["4", "6", "8", "10"]
+    (own,) = rows(found.tables["reasons"], axis="K", one="8", other="10")
+    assert own["target"] == 0.8
+    assert own["clusters"] < 1 or own["spearman"] < 1  # two sizes, not one twice
+    assert [r["target"] for r in rows(found.tables["reasons"], axis="K")].count(None) == 5
+    patches = {r["n_patches"] for r in rows(found.tables["scores"], axis="images")}
+    assert max(patches) == 5
+    said = "no channel has more than 10 of the 12 patches asked for"
+    assert sum(said in note for note in found.notes) == 1
+    assert "K = 24 is left out: there are no more patches" in found.notes
+
+
+def test_a_layer_of_fewer_patches_than_another_has_no_target_of_its_own(
+    toy_stored: StoredRun, tmp_path: Path
+) -> None:
+    few = shortened(toy_stored, "conv2", 9)
+    found = compute(Context(few, Options(bootstrap=20, replicates=20), tmp_path))
+    targets = {
+        r["layer"]: r["target"]
+        for r in rows(found.tables["reasons"], axis="K", one="10", other="12")
+    }
+    assert targets == {"conv1": 0.8, "conv2": None}
+    assert "no channel of conv2 has more than 9 patches: every K above is the same there" in (
+        found.notes
+    )
+    reached = [line for line in found.headline if "conv2, K" in line]
+    assert not reached
+
+
+@pytest.mark.parametrize(("found", "names"), [(12, ["8", "12"]), (8, ["8"])])
+def test_the_deeper_variant_is_named_after_what_it_found(
+    toy_stored: StoredRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: int,
+    names: list[str],
+) -> None:  # fmt: skip
+    one = replace(toy_stored, layers={"conv2": toy_stored.layers["conv2"]})
+    mine = replace(one.config.mine, top_k=8)
+    few = replace(shortened(one, "conv2", 8), config=replace(one.config, mine=mine))
+    monkeypatch.setattr(stability, "reopen", lambda run: None)
+    monkeypatch.setattr(
+        stability, "make_variant", lambda *given, **named: shortened(one, "conv2", found)
+    )
+    listed = compute(Context(few, Options(bootstrap=20, replicates=20, variants=True), tmp_path))
+    of_k = [r["condition"] for r in rows(listed.tables["conditions"], axis="K")]
+    assert of_k[-len(names) :] == names
+    assert f"K = 16 was mined, but no channel has more than {found} patches" in listed.notes
+
+
+def test_sizes_stand_by_number(result: Result) -> None:
+    ordered = [(int(r["one"]), int(r["other"])) for r in rows(result.tables["reasons"], axis="K")]
+    assert ordered
+    assert all(one < other for one, other in ordered)
+    for row in rows(result.tables["reasons"], axis="K"):
+        assert row["expected"] <= 1
 
 
 def test_what_moved_a_ranking_is_said_in_words() -> None:
