@@ -57,7 +57,8 @@ class Capture(Mapping[str, Tensor]):
         Raises
         ------
         ModelError
-            If a wanted layer does not run.
+            If a wanted layer does not run, or ``consume`` was not given every layer's last output
+            because layers ran another number of times than in the first pass.
 
         Notes
         -----
@@ -71,6 +72,8 @@ class Capture(Mapping[str, Tensor]):
         except _Stop:
             pass
         else:
+            if self._stopping and self._consume is not None:
+                self._refuse_other_calls()
             self._all_calls = Counter(self._calls)
         finally:
             self._stopping = False
@@ -83,6 +86,16 @@ class Capture(Mapping[str, Tensor]):
                 fix="leave them out",
             )
         return self
+
+    def _refuse_other_calls(self) -> None:
+        expected = self._all_calls or Counter()
+        differing = [name for name in self._layers if self._calls[name] != expected[name]]
+        raise ModelError(
+            "layers that the model runs more often for some images than for others",
+            got=", ".join(f"{name}: {self._calls[name]} times" for name in differing),
+            expected=", ".join(f"{expected[name]}" for name in differing),
+            fix="leave them out",
+        )
 
     def __getitem__(self, layer: str) -> Tensor:
         return self._outputs[layer]

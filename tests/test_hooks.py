@@ -122,6 +122,25 @@ def test_a_layer_that_does_not_run() -> None:
         outputs.run(torch.zeros(1, 3, 10, 10))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("times", [1, 3])
+def test_consuming_a_layer_called_another_number_of_times_is_refused(times: int) -> None:
+    class Adaptive(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            for _ in range(2 if x.amax() < 1 else times):
+                x = self.act(x)
+            return self.first(x)
+
+    given: list[str] = []
+    layers, x = ["act", "first"], torch.zeros(1, 3, 9, 9)
+    with capture(Adaptive(), layers, lambda layer, output: given.append(layer)) as outputs:
+        outputs.run(x)
+        outputs.run(x)
+        assert given == layers
+        with pytest.raises(ModelError, match=f"for some images.*act: {times} times; expected 2"):
+            outputs.run(x + 2)
+
+
 def test_an_output_that_is_no_tensor() -> None:
     attention = nn.Sequential()
     attention.add_module("lstm", nn.LSTM(4, 5))
