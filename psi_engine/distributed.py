@@ -7,20 +7,23 @@ was given, so a stage is written once. Nothing happens on import.
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 from uuid import uuid4
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from psi_engine.errors import InputError, PsiEngineError, RankError
+from psi_engine.errors import InputError, PsiEngineError, RankError, RunFolderError
 
 T = TypeVar("T")
 
@@ -176,7 +179,7 @@ class World:
                     f"the ranks see different {what}",
                     got=f"{other} on rank {rank}",
                     expected=f"{found[0]}, as on rank 0",
-                    fix="give every machine of the job the same files",
+                    fix="give every rank the same options, files and software",
                 )
 
     def _met_by_all(self, what: str, **words: Any) -> PsiEngineError:
@@ -197,6 +200,79 @@ class World:
 
 ALONE = World()
 """The world of one process."""
+
+LOCK = ".lock"
+"""File that a job holds locked in the run folder while it writes there."""
+
+
+@contextmanager
+def only_job(lock: Path, world: World = ALONE) -> Iterator[None]:
+    """Keep other jobs from writing where this one does.
+
+    Parameters
+    ----------
+    lock : Path
+        Locked by rank 0 for the duration and removed at the end. The system frees the lock of a
+        process that ends in any way: a file that a killed job left behind stops nobody.
+    world : World
+
+    Raises
+    ------
+    RunFolderError
+        Another process holds it (which, and on which machine, is said), or it cannot be made.
+    """
+    held: list[IO[str]] = []
+    world.from_main(lambda: held.append(_locked(lock)))
+    try:
+        yield
+    finally:
+        for file in held:
+            # Removed while locked: who opened the file before sees that it is gone.
+            lock.unlink(missing_ok=True)
+            file.close()
+
+
+def _locked(lock: Path) -> IO[str]:
+    # Not flock: processes that decode images would inherit that and outlive a killed job.
+    from fcntl import LOCK_EX, LOCK_NB, lockf
+
+    while True:
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            file = lock.open("a+", encoding="utf-8")
+        except OSError as error:
+            raise RunFolderError(
+                "the run folder cannot be made", got=str(error), fix="give another --out"
+            ) from error
+        try:
+            lockf(file, LOCK_EX | LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                with file:
+                    file.seek(0)
+                    raise RunFolderError(
+                        "another job is writing there",
+                        got=f"{lock.parent}, in use by {file.read() or 'an unnamed process'}",
+                        fix="wait for it or end it, or give another --out",
+                    ) from None
+            warnings.warn(
+                f"{lock.parent} cannot be locked ({error}): see that no other job writes there",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        if _is_at(file, lock):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            return file
+        file.close()
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def launched_rank() -> int:

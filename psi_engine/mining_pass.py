@@ -6,14 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from psi_engine import artifacts
-from psi_engine.config import RunConfig
-from psi_engine.distributed import ALONE, World, launched
+from psi_engine.config import MineConfig, RunConfig
+from psi_engine.distributed import ALONE, LOCK, World, launched, only_job
 from psi_engine.errors import InputError
 from psi_engine.inputs import Inputs, check
 from psi_engine.mining import MINING, NETWORK_FORM, Miner, exchange, mine, pack_state
+from psi_engine.ops.backend import memory_budget
 from psi_engine.ranges import Ranges
 from psi_engine.shards import (
     Part,
@@ -26,6 +28,7 @@ from psi_engine.shards import (
     require_same_work,
     share_of,
     take_stock,
+    told_aside,
     write_part,
 )
 from psi_engine.types import LayerSites, Mined, Progress
@@ -50,18 +53,33 @@ def work_of(config: RunConfig, inputs: Inputs) -> Work:
         NETWORK_FORM[inputs.device.type],
     )
     shapes = {layer: inputs.shapes[layer] for layer in inputs.layers}
-    return Work(key, inputs.identity, len(inputs.source), config.mine, shapes)
+    made = made_here(inputs.device)
+    return Work(key, inputs.identity, len(inputs.source), config.mine, shapes, made)
+
+
+def made_here(device: torch.device) -> dict[str, str]:
+    """What the bits of activations depend on beside the work: software, device, threads."""
+    versions = artifacts.versions()
+    found = {name: versions[name] for name in ("psi_engine", "torch")}
+    if device.type == "cuda":
+        return found | {"device": torch.cuda.get_device_name(device)}
+    instructions = torch.backends.cpu.get_cpu_capability()
+    return found | {"device": f"CPU {instructions}", "threads": str(torch.get_num_threads())}
 
 
 @dataclass
 class MiningPass:
-    """One pass of this process over its share of the images."""
+    """One pass of this process over its share of the images.
+
+    sharers : processes of the job on this machine.
+    """
 
     work: Work
     config: RunConfig
     inputs: Inputs
     progress: Progress | None
     skipped: dict[int, str]
+    sharers: int = 1
     notes: list[str] = field(default_factory=list)
 
     def run(
@@ -72,23 +90,31 @@ class MiningPass:
         finish: Callable[[Mapping[str, Miner]], Mapping[str, LayerSites]] | None,
     ) -> Mined:
         """Mine ``todo`` on top of the adopted parts, saving now and then."""
+        before = Ranges.of(piece for part in adopted for piece in part.covered)
         return mine(
             self.inputs.model,
             self.inputs.source,
             self.inputs.layers,
-            self.config.mine,
+            self._settings(),
             channels=self.inputs.channels,
             device=self.inputs.device,
             workers=self.config.workers,
             progress=self.progress,
             state=join(adopted) if adopted else None,
             indices=todo.indices(),
+            inherited=before.indices(),
             checkpoint=saver,
             checkpoint_every=CHECKPOINT_IMAGES,
             skipped=self.skipped,
             notes=self.notes,
             finish=finish,
         )
+
+    def _settings(self) -> MineConfig:
+        config, device = self.config.mine, self.inputs.device
+        if self.sharers == 1 or device.type != "cpu" or config.memory is not None:
+            return config
+        return replace(config, memory=memory_budget(device) // self.sharers)
 
     def packed(self, miners: Mapping[str, Miner]) -> dict[str, Tensor]:
         """The state after the last image."""
@@ -109,7 +135,7 @@ def mine_images(
     ----------
     folder : Path
         Of the run, the same for every rank. Its parts of the same work are continued, by any
-        number of ranks; parts of other work are removed.
+        number of ranks; what does not belong to it is set aside, which the notes tell.
     work : Work
     config, inputs : RunConfig, Inputs
     progress : callable, optional
@@ -127,14 +153,14 @@ def mine_images(
         Too many unreadable images.
     """
     partial = folder / PARTIAL
-    parts, name = world.from_main(lambda: _stock(partial, work.key))
+    parts, name = world.from_main(lambda: _stock(partial, work))
     covered = Ranges.of(piece for part in parts for piece in part.covered)
     missing = Ranges.of([(0, work.images)]) - covered
     todo = missing.slice(world.share(len(missing)))
     adopted = parts[world.rank :: world.size]
     saver = Saver(partial / f"{name}-{world.rank:05d}.safetensors", work, adopted, todo)
     told = _of_all(progress, work.images, len(missing), world.size)
-    here = MiningPass(work, config, inputs, told, {})
+    here = MiningPass(work, config, inputs, told, {}, world.local_size)
 
     def join_ranks(miners: Mapping[str, Miner]) -> Mapping[str, LayerSites]:
         saver(here.packed(miners))  # a rank that dies now costs the others nothing
@@ -147,7 +173,7 @@ def mine_images(
     skipped = {image: reason for found, _ in gathered for image, reason in found.items()}
     refuse_too_many_skipped(len(skipped), work.images)
     notes = dict.fromkeys(note for _, notes in gathered for note in notes)  # ranks may say the same
-    return mined, skipped, list(notes)
+    return mined, skipped, [*told_aside(partial), *notes]
 
 
 def mine_shard(config: RunConfig, share: tuple[int, int], progress: Progress | None = None) -> Path:
@@ -169,8 +195,9 @@ def mine_shard(config: RunConfig, share: tuple[int, int], progress: Progress | N
     Raises
     ------
     InputError
-        As :func:`psi_engine.inputs.check`; the file holds a shard of other work; the process is
-        a rank of a larger job.
+        As :func:`psi_engine.inputs.check`; the file holds a shard of other work, or part of one
+        that was made in another way; another process is at it; the process is a rank of a
+        larger job.
     """
     i, n = share
     if launched():
@@ -183,12 +210,26 @@ def mine_shard(config: RunConfig, share: tuple[int, int], progress: Progress | N
     work = work_of(config, inputs)
     folder = Path(config.out or f"runs/{config.model.replace(':', '-').replace('/', '-')}-shards")
     path = folder / f"shard-{i}-of-{n}.safetensors"
+    with only_job(folder / f".{path.name}{LOCK}"):
+        _mine_shard(path, share, work, config, inputs, progress)
+    return path
+
+
+def _mine_shard(
+    path: Path,
+    share: tuple[int, int],
+    work: Work,
+    config: RunConfig,
+    inputs: Inputs,
+    progress: Progress | None,
+) -> None:
     adopted = []
     if path.exists():
         part = read_part(path)
-        require_same_work(work, part, fix="give another --out; nothing was overwritten")
+        known = replace(work, made=part.work.made) if part.complete else work
+        require_same_work(known, part, fix="give another --out; nothing was overwritten")
         if part.complete:
-            return path
+            return
         adopted = [part]
     covered = Ranges.of(piece for part in adopted for piece in part.covered)
     todo = share_of(work.images, share) - covered
@@ -200,7 +241,6 @@ def mine_shard(config: RunConfig, share: tuple[int, int], progress: Progress | N
         return {}
 
     here.run(saver, todo, adopted, write)
-    return path
 
 
 def merge_shards(
@@ -220,20 +260,23 @@ def merge_shards(
     Raises
     ------
     InputError
-        As :func:`psi_engine.shards.merge`; the folder holds another run.
+        As :func:`psi_engine.shards.merge`; the folder holds another run, or a job is writing
+        there.
     """
     work, covered, state = merge(paths, tell)
-    folder = artifacts.RunFolder(out, work.identity)
-    if not folder.is_done("mine", work.key):
-        folder.begin("mine", work.key)
-        folder.discard(PARTIAL)
-        write_part(out / PARTIAL / "0000-merged.safetensors", work, covered, state)
+    with only_job(out / LOCK):
+        folder = artifacts.RunFolder(out, work.identity)
+        if not folder.is_done("mine", work.key):
+            folder.begin("mine", work.key)
+            take_stock(out / PARTIAL, work)  # sets aside what is of other work
+            folder.discard(PARTIAL)
+            write_part(out / PARTIAL / "0000-merged.safetensors", work, covered, state)
     return out
 
 
-def _stock(partial: Path, key: str) -> tuple[list[Part], str]:
+def _stock(partial: Path, work: Work) -> tuple[list[Part], str]:
     """What is saved, and a name for this job's parts that none of them has."""
-    parts = take_stock(partial, key)
+    parts = take_stock(partial, work)
     jobs = [int(part.path.name[:4]) for part in parts]
     return parts, f"{max(jobs, default=0) + 1:04d}"
 

@@ -21,11 +21,11 @@ from psi_engine import artifacts
 from psi_engine.baselines import measure_all
 from psi_engine.config import MineConfig, RunConfig, ScoreConfig
 from psi_engine.data import batches
-from psi_engine.distributed import World, join
+from psi_engine.distributed import LOCK, World, join, only_job
 from psi_engine.embedding import EMBEDDINGS, PARTS, embed_boxes
 from psi_engine.inputs import Inputs, check, embed_texts, run_folder
 from psi_engine.mining import dead_channels
-from psi_engine.mining_pass import PARTIAL, Work, mine_images, work_of
+from psi_engine.mining_pass import PARTIAL, Work, made_here, mine_images, work_of
 from psi_engine.ops.backend import memory_budget
 from psi_engine.patches import collect_patches, receptive_field, site_boxes
 from psi_engine.scores.describe import describe_clusters
@@ -70,12 +70,21 @@ def run(config: RunConfig, *, progress: Progress | None = None) -> artifacts.Run
 def _run(config: RunConfig, progress: Progress | None, world: World) -> artifacts.Run:
     started = time.perf_counter()
     inputs = _inputs(config, progress, world)
+    with only_job(run_folder(config) / LOCK, world):
+        return _stages(config, inputs, progress, world, started)
+
+
+def _stages(
+    config: RunConfig, inputs: Inputs, progress: Progress | None, world: World, started: float
+) -> artifacts.Run:
     out = run_folder(config)
     folder = artifacts.RunFolder(out, inputs.identity, world)
     world.require_shared(out)
     work = work_of(config, inputs)
     vocabulary = _vocabulary(inputs)
     keys = _keys(config, inputs, work.key, vocabulary)
+    for stage, key in keys.items():  # of preprocess, vocabulary, labels … too
+        world.require_same(f"inputs of the stage {stage}", key)
     folder.describe(
         keys,
         config=asdict(config),
@@ -117,7 +126,9 @@ def _keys(config: RunConfig, inputs: Inputs, mine: str, vocabulary: str) -> dict
         replace(config.score, memory=None),
         vocabulary,
         inputs.backend,
-        None if inputs.source.labels is None else artifacts.tensor_fingerprint(inputs.source.labels),
+        None
+        if inputs.source.labels is None
+        else artifacts.tensor_fingerprint(inputs.source.labels),
     )
     return {"mine": mine, "patches": patches, "embed": embed, "score": score}
 
@@ -126,13 +137,25 @@ def _inputs(config: RunConfig, progress: Progress | None, world: World) -> Input
     """Find and check the inputs, the same on every rank, each on its own device."""
     if world.size == 1:
         return check(config, progress)
+    for name, value in _settings_of_all(config).items():
+        world.require_same(f"settings: {name}", value)
     placed = replace(config, device=str(world.device))
     inputs = world.in_turn(lambda: check(placed, progress))
     for name, value in inputs.fingerprints.items():
         world.require_same(name, value)
-    world.require_same("versions of torch", torch.__version__)
-    world.require_same("numbers of threads", torch.get_num_threads())
+    for name, value in made_here(inputs.device).items():
+        world.require_same(name, value)
     return inputs
+
+
+def _settings_of_all(config: RunConfig) -> dict[str, Any]:
+    """The settings that ranks must have in common, by name."""
+    settings = asdict(config)
+    for name in ("out", "data", "device", "workers"):  # folder, content and device are compared
+        del settings[name]
+    nested = {stage: settings.pop(stage) for stage in ("mine", "patches", "score")}
+    inner = {f"{stage}.{name}": x for stage, part in nested.items() for name, x in part.items()}
+    return settings | inner
 
 
 def _mine(

@@ -8,8 +8,8 @@ process would have found. A running stage saves parts; ``--shard i/n`` writes on
 
 from __future__ import annotations
 
-import contextlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,8 +26,9 @@ from psi_engine.mining import Miner, pack_state, unpack_state
 from psi_engine.ranges import Ranges
 from psi_engine.types import ActivationShape
 
-FORMAT = "psi-engine mined images 1"
+FORMAT = "psi-engine mined images 2"
 """Says what the file is; the number rises with the layout."""
+_WHY = "why.txt"  # among parts that were set aside
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Work:
 
     key : of the mining stage. identity : model, weights and data, as in the manifest.
     images : in the whole source. mine : settings. shapes : layout of each layer.
+    made : what else the bits of activations depend on: software, device, threads. A finished
+    stage holds whatever made it; images mined in different ways are not added up.
     """
 
     key: str
@@ -43,6 +46,7 @@ class Work:
     images: int
     mine: MineConfig
     shapes: Mapping[str, ActivationShape]
+    made: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -103,11 +107,14 @@ def read_part(path: Path) -> Part:
     ------
     InputError
         The file is not there, broken, or something else.
+    OSError
+        The system failed to read it, which says nothing about the file.
     """
     try:
+        path.open("rb").close()  # safe_open takes whatever the system says for a missing file
         with safe_open(path, framework="pt") as file:
             notes = file.metadata() or {}
-    except (OSError, SafetensorError) as error:
+    except (FileNotFoundError, IsADirectoryError, PermissionError, SafetensorError) as error:
         raise InputError(
             "a shard cannot be read", got=f"{path}: {error}", fix="mine that shard again"
         ) from None
@@ -163,16 +170,61 @@ def without_repeats(parts: Sequence[Part]) -> list[Part]:
     return sorted(kept, key=lambda part: part.covered.parts)
 
 
-def take_stock(folder: Path, key: str) -> list[Part]:
-    """The parts of this work that a folder holds; parts of other work and broken ones go."""
+def take_stock(folder: Path, work: Work) -> list[Part]:
+    """The parts in a folder that add up to some of this work; no image is in two of them.
+
+    What another part contains is removed. Parts of other work, made in another way (unless one
+    holds every image), that overlap in part, and what is no part: all go into a folder beside,
+    where :func:`told_aside` finds why.
+    """
     found = []
     for path in sorted(folder.glob("*.safetensors")):
-        with contextlib.suppress(InputError):
-            found.append(read_part(path))
-    kept = without_repeats([part for part in found if part.work.key == key])
-    for path in {*folder.glob("*.safetensors")} - {part.path for part in kept}:
-        path.unlink()
-    return kept
+        try:
+            part = read_part(path)
+        except InputError as error:
+            _set_aside(path, str(error))
+            continue
+        if part.work.key != work.key:
+            _set_aside(path, "mined with other settings")
+        elif part.work.made != work.made and len(part.covered) < work.images:
+            _set_aside(path, f"mined by {_said(part.work.made)}; now {_said(work.made)}")
+        else:
+            found.append(part)
+    kept: list[Part] = []
+    for part in sorted(found, key=lambda p: -len(p.covered)):
+        other = next((k for k in kept if len(k.covered & part.covered)), None)
+        if other is None and len(part.covered):
+            kept.append(part)
+        elif other is None or not len(part.covered - other.covered):
+            part.path.unlink()
+        else:
+            _set_aside(part.path, f"shares images with {other.path.name}")
+    return sorted(kept, key=lambda part: part.covered.parts)
+
+
+def _said(made: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in made.items())
+
+
+def _set_aside(path: Path, why: str) -> None:
+    aside = _beside(path.parent)
+    aside.mkdir(exist_ok=True)
+    number = len([*aside.glob("*.safetensors")])
+    while (place := aside / f"{number}-{path.name}").exists():
+        number += 1
+    with (aside / _WHY).open("a", encoding="utf-8") as file:
+        file.write(f"saved mining was set aside as {aside.name}/{place.name}: {why}\n")
+    os.replace(path, place)
+
+
+def _beside(folder: Path) -> Path:
+    return folder.with_suffix(".set-aside")
+
+
+def told_aside(folder: Path) -> list[str]:
+    """What :func:`take_stock` has ever set aside of a folder, and why."""
+    path = _beside(folder) / _WHY
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
 
 class Saver:
@@ -293,12 +345,12 @@ def require_same_work(work: Work, part: Part, fix: str) -> None:
     Raises
     ------
     InputError
-        Saying in what the part differs: model, weights, data, settings or layers.
+        Saying in what the part differs: model, weights, data, settings, layers, software …
     """
     mine, theirs = _flat(work), _flat(part.work)
-    differing = [name for name in mine if mine[name] != theirs[name]]
+    differing = [name for name in mine | theirs if mine.get(name) != theirs.get(name)]
     if differing:
-        named = [name for name in differing if name != "key"] or ["channels, preprocess or device"]
+        named = [name for name in differing if name != "key"] or ["channels or preprocess"]
         raise InputError(
             f"{part.path} is a shard of other work",
             got="; ".join(f"{name} {theirs.get(name, '')}".strip() for name in named),
@@ -314,6 +366,7 @@ def _flat(work: Work) -> dict[str, Any]:
         "images": work.images,
         **settings,
         "layers": dict(work.shapes),
+        **work.made,
         "key": work.key,
     }
 

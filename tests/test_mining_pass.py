@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +27,10 @@ from tests.mining.test_stream import PREPROCESS, config, images, net
 
 LAYERS = ["maps", "flat"]
 IMAGES = 150
+
+
+_drawing = threading.Lock()
+"""Random weights come from torch's global generator, which ranks that are threads share."""
 
 
 class Killed(Exception):
@@ -63,7 +69,8 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def work_on(folder: Path, world: World = ALONE, die_at: int | None = None) -> Mined | None:
     """Mine as one rank; the process is gone when its images reach ``die_at``."""
-    here = inputs()
+    with _drawing:
+        here = inputs()
 
     def progress(what: str, done: int, total: int) -> None:
         assert total == IMAGES
@@ -81,7 +88,7 @@ def test_killed_jobs_go_on_with_any_number_of_ranks(
     for number, size in enumerate(sizes[:-1]):
         with pytest.raises(Killed):
             on_ranks(size, lambda world, at=75 + 65 * number: work_on(tmp_path, world, at))
-        parts = mining_pass.take_stock(tmp_path / PARTIAL, work_of(SETTINGS, inputs()).key)
+        parts = mining_pass.take_stock(tmp_path / PARTIAL, work_of(SETTINGS, inputs()))
         assert sum(len(part.covered) for part in parts) >= 16 * (number + 1)
     found = on_ranks(sizes[-1], lambda world: work_on(tmp_path, world))[0]
     for layer in LAYERS:
@@ -92,8 +99,8 @@ def test_what_is_saved_is_not_mined_again(tmp_path: Path, whole: Mined) -> None:
     with pytest.raises(Killed):
         work_on(tmp_path, die_at=60)
     here, seen = inputs(), []
-    original = here.source.view
-    here.source.view = lambda index, preprocess: seen.append(index) or original(index, preprocess)
+    original = here.source.item
+    here.source.item = lambda index: seen.append(index) or original(index)
     found = mine_images(tmp_path, work_of(SETTINGS, here), SETTINGS, here)
     assert min(seen[1:]) == 48  # the first one only tells the layers' shapes
     assert_same(found[0]["maps"], whole["maps"])
@@ -124,6 +131,38 @@ def test_a_full_disk_is_told_and_what_was_saved_stays(
     monkeypatch.setattr(artifacts, "save_file", original)
     assert [path.suffix for path in (tmp_path / PARTIAL).iterdir()] == [".safetensors"]
     assert_same(work_on(tmp_path)["maps"], whole["maps"])
+
+
+def test_saved_parts_made_otherwise_are_set_aside_and_told(
+    tmp_path: Path, whole: Mined, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Killed):
+        work_on(tmp_path, die_at=60)
+    monkeypatch.setattr(mining_pass.torch, "get_num_threads", lambda: 77)
+    here = inputs()
+    mined, _, notes = mine_images(tmp_path, work_of(SETTINGS, here), SETTINGS, here)
+    assert_same(mined["maps"], whole["maps"])
+    (note,) = notes
+    assert "mining.set-aside" in note
+    assert note.endswith("threads 77")
+    assert len([*(tmp_path / "mining.set-aside").glob("*.safetensors")]) == 1
+
+
+def test_ranks_of_a_machine_share_its_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mining_pass, "memory_budget", lambda device: 1 << 30)
+    given: list[int | None] = []
+    original = mining_pass.mine
+
+    def spied(model: Any, source: Any, layers: Any, config: Any, **options: Any) -> Mined:
+        given.append(config.memory)
+        return original(model, source, layers, config, **options)
+
+    monkeypatch.setattr(mining_pass, "mine", spied)
+    work_on(tmp_path / "four", replace(ALONE, local_size=4))
+    work_on(tmp_path / "one")
+    assert given == [1 << 28, None]
 
 
 @pytest.fixture
@@ -174,6 +213,23 @@ def test_a_shard_of_other_work_is_not_overwritten(shard_settings: Any) -> None:
     ):
         mine_shard(shard_settings, (2, 9))
     assert path.read_bytes() == before
+
+
+def test_a_shard_goes_on_only_as_it_was_begun_and_stands_when_it_is_done(
+    shard_settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(what: str, done: int, total: int) -> None:
+        if done >= 32:
+            raise Killed
+
+    with pytest.raises(Killed):
+        mine_shard(shard_settings, (1, 2), die)
+    done = mine_shard(shard_settings, (2, 2))
+    before = done.read_bytes()
+    monkeypatch.setattr(mining_pass.torch, "get_num_threads", lambda: 77)
+    with pytest.raises(InputError, match=r"other work; got threads \d+; expected threads 77"):
+        mine_shard(shard_settings, (1, 2))
+    assert mine_shard(shard_settings, (2, 2)).read_bytes() == before
 
 
 def test_shards_are_no_ranks(shard_settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from psi_engine.shards import (
     read_part,
     share_of,
     take_stock,
+    told_aside,
     write_part,
 )
 from tests.mining.test_miner import LAYER, assert_same, config, mined, tied
@@ -27,12 +29,13 @@ from tests.mining.test_miner import LAYER, assert_same, config, mined, tied
 MAPS = tied(images=23)
 IMAGES = len(MAPS)
 CONFIG = config()
+MADE = {"torch": "2", "threads": "1"}
 
 
 def work(**changes) -> Work:
     shapes = {LAYER: mined(MAPS[:0], [], CONFIG).shape}
     identity = {"model": "net", "weights": "w", "data": "d"}
-    return replace(Work("key", identity, IMAGES, CONFIG, shapes), **changes)
+    return replace(Work("key", identity, IMAGES, CONFIG, shapes, MADE), **changes)
 
 
 def state(images: Ranges, position: int = 0, skipped: dict[int, str] | None = None):
@@ -94,7 +97,8 @@ def test_shards_of_two_cuts_overlap(tmp_path: Path) -> None:
         ({"identity": {"model": "net", "weights": "v", "data": "d"}}, "got weights v; expected"),
         ({"mine": config(top_k=7)}, "got top_k 7; expected top_k 6"),
         ({"images": 22}, "got images 22; expected images 23"),
-        ({"key": "other"}, "got channels, preprocess or device"),
+        ({"key": "other"}, "got channels or preprocess"),
+        ({"made": {**MADE, "threads": "2"}}, "got threads 2; expected threads 1"),
     ],
 )
 def test_shards_of_other_work_are_refused(tmp_path: Path, changes: dict, said: str) -> None:
@@ -153,19 +157,64 @@ def test_a_saver_lets_go_of_old_parts_only_when_the_new_one_stands(tmp_path: Pat
     seen = Ranges.of([(0, 14)])
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     saver(state(seen, position=14))
-    assert [part.covered for part in take_stock(tmp_path, "key")] == [seen]
+    assert [part.covered for part in take_stock(tmp_path, work())] == [seen]
     for path, data in before.items():  # killed before the old ones went
         path.write_bytes(data)
-    assert [part.covered for part in take_stock(tmp_path, "key")] == [seen]
+    assert [part.covered for part in take_stock(tmp_path, work())] == [seen]
     assert len([*tmp_path.iterdir()]) == 1
     saver(state(Ranges.of([(0, 23)]), position=23))
-    assert_whole(join(take_stock(tmp_path, "key")))
+    assert_whole(join(take_stock(tmp_path, work())))
 
 
-def test_stock_drops_other_work_and_broken_files(tmp_path: Path) -> None:
-    kept = shard(tmp_path, 1, 2)
+def test_stock_sets_aside_what_it_cannot_add_up_and_says_why(tmp_path: Path) -> None:
+    folder = tmp_path / "mining.partial"
+    kept = shard(folder, 1, 2)
     covered = share_of(IMAGES, (2, 2))
-    write_part(tmp_path / "a.safetensors", work(key="other"), covered, state(covered))
-    (tmp_path / "b.safetensors").write_bytes(b"torn")
-    assert [part.path for part in take_stock(tmp_path, "key")] == [kept]
-    assert [*tmp_path.iterdir()] == [kept]
+    bytes_of = {"b": b"torn"}
+    for name, changes in (("a", {"key": "other"}), ("c", {"made": {**MADE, "torch": "3"}})):
+        path = folder / f"{name}.safetensors"
+        write_part(path, work(**changes), covered, state(covered))
+        bytes_of[name] = path.read_bytes()
+    (folder / "b.safetensors").write_bytes(b"torn")
+    for _ in range(2):
+        assert [part.path for part in take_stock(folder, work())] == [kept]
+    assert [*folder.iterdir()] == [kept]
+    aside = tmp_path / "mining.set-aside"
+    for number, name in enumerate("abc"):
+        assert (aside / f"{number}-{name}.safetensors").read_bytes() == bytes_of[name]
+    told = told_aside(folder)
+    assert len(told) == 3
+    assert told[0].endswith("0-a.safetensors: mined with other settings")
+    assert "1-b.safetensors: a shard cannot be read" in told[1]
+    assert told[2].endswith("mined by torch 3, threads 1; now torch 2, threads 1")
+
+
+def test_parts_that_share_images_are_not_added_up(tmp_path: Path) -> None:
+    folder = tmp_path / "mining.partial"
+    for name, start, stop in (("a", 0, 6), ("b", 4, 9), ("c", 9, 12), ("d", 1, 3)):
+        covered = Ranges.of([(start, stop)])
+        write_part(folder / f"{name}.safetensors", work(), covered, state(covered))
+    assert [str(part.covered) for part in take_stock(folder, work())] == ["0–5", "9–11"]
+    assert [path.name for path in sorted(folder.iterdir())] == ["a.safetensors", "c.safetensors"]
+    (told,) = told_aside(folder)
+    assert told.endswith("0-b.safetensors: shares images with a.safetensors")
+
+
+def test_a_part_of_every_image_is_a_finished_stage_whoever_made_it(tmp_path: Path) -> None:
+    path = shard(tmp_path, 1, 1, made={**MADE, "threads": "64"})
+    assert [part.path for part in take_stock(tmp_path, work())] == [path]
+
+
+def test_a_file_system_that_fails_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = shard(tmp_path, 1, 2)
+
+    def stale(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", stale)
+        with pytest.raises(OSError, match="Stale file handle"):
+            take_stock(tmp_path, work())
+    assert [part.path for part in take_stock(tmp_path, work())] == [path]

@@ -328,6 +328,9 @@ class Miner:
         c = self.config
         return c.top_k, c.bottom_k, c.reservoir, c.pool, c.sites, c.precision, c.seed
 
+    def _settings_key(self) -> Tensor:
+        return torch.tensor(string_key(repr((self.layer, self.shape, self._settings()))))
+
     def _buffers(self) -> dict[str, tuple[topk.Entries, int]]:
         return {
             "top": (self._top, self._group),
@@ -347,6 +350,8 @@ class Miner:
         state["images"] = torch.tensor(self._images)
         state["newest"] = torch.tensor(self._newest)
         state["channels"] = self.channels
+        # exact-fp16 and fp32 at a quarter of K have the same shapes: these tell them apart.
+        state["settings"] = self._settings_key()
         return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -355,7 +360,7 @@ class Miner:
         Raises
         ------
         InputError
-            The state belongs to other work: a name, shape, dtype or channel differs.
+            The state belongs to other work: a name, shape, dtype, channel or setting differs.
         """
         for name, tensor in self.state_dict().items():
             found = state.get(name)
@@ -369,6 +374,12 @@ class Miner:
         if not torch.equal(state["channels"].cpu(), self.channels):
             raise InputError(
                 f"saved mining state of {self.layer} holds other channels",
+                fix="mine this layer again from the start",
+            )
+        if not torch.equal(state["settings"].cpu(), self._settings_key()):
+            raise InputError(
+                f"saved mining state of {self.layer} was made with other settings",
+                expected=f"{self.config}",
                 fix="mine this layer again from the start",
             )
         device = self._pool.keys.device

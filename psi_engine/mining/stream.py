@@ -54,6 +54,7 @@ def mine(
     checkpoint_every: int = 4096,
     state: Mapping[str, Tensor] | None = None,
     indices: Tensor | None = None,
+    inherited: Tensor | None = None,
     finish: Callable[[Mapping[str, Miner]], Mapping[str, LayerSites]] | None = None,
 ) -> Mined:
     """Find the top, bottom, random and pool sites of each channel of some layers, exactly.
@@ -92,6 +93,8 @@ def mine(
     indices : Tensor, optional
         int64 (n,), ascending ids of the images to look at, a shard of them; None = all. A
         ``state`` holds what was found in those below its ``position``.
+    inherited : Tensor, optional
+        int64 (n,), ids of the images that ``state`` covers beside these.
     finish : callable, optional
         Given the miners by layer when their images are done, returns the sites of each layer:
         where shards are joined. None = what the miners found.
@@ -151,7 +154,7 @@ def mine(
             name: Miner(name, shapes[name], config, subsets.get(name), home) for name in names
         }
         done = 0 if state is None else unpack_state(state, miners, skipped, len(source))
-        inherited = set(skipped)
+        known_before = set(skipped)
         shard = torch.arange(len(source)) if indices is None else indices
         sweep = Sweep(
             network, source, preprocess, where, micro, shapes, config.batch_size, workers, skipped
@@ -172,18 +175,18 @@ def mine(
                     seen = int(torch.searchsorted(shard, done))
                     _tell(progress, sweep, seen, len(shard))
                     if checkpoint is not None and not apart and seen - saved >= checkpoint_every:
-                        checkpoint(pack_state(miners, _known(skipped, done, inherited), done))
+                        checkpoint(pack_state(miners, _known(skipped, done, known_before), done))
                         saved = seen
                 for name in group if apart else ():
                     miners[name].to(home)
             if checkpoint is not None and apart and len(block):
                 done = int(block[-1]) + 1
-                checkpoint(pack_state(miners, _known(skipped, done, inherited), done))
+                checkpoint(pack_state(miners, _known(skipped, done, known_before), done))
         if progress is not None and seen < len(shard):  # the last images could not be read
             progress(MINING, len(shard), len(shard))
         if config.precision == "exact-fp16":
-            # Miners that were continued hold candidates of images this call may not know of.
-            known = shard if state is None else torch.arange(len(source))
+            # Miners that were continued hold candidates of images that are not mined here.
+            known = shard if inherited is None else torch.cat([inherited, shard]).unique()
             for group in passes:
                 told = Refinement({name: miners[name] for name in group}, sweep, known)
                 found = told.run(progress)
@@ -201,9 +204,9 @@ def _into(miners: Mapping[str, Miner]) -> Take:
     return take
 
 
-def _known(skipped: Mapping[int, str], done: int, inherited: set[int]) -> dict[int, str]:
+def _known(skipped: Mapping[int, str], done: int, before: set[int]) -> dict[int, str]:
     # Loading runs ahead: what it skipped beyond `done` will be met again.
-    return {image: why for image, why in skipped.items() if image < done or image in inherited}
+    return {image: why for image, why in skipped.items() if image < done or image in before}
 
 
 def _tell(progress: Progress | None, sweep: Sweep, done: int, total: int) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from psi_engine import distributed
-from psi_engine.distributed import ALONE, World
-from psi_engine.errors import InputError
+from psi_engine.distributed import ALONE, LOCK, World, only_job
+from psi_engine.errors import InputError, RunFolderError
 from tests.distributed.threads import on_ranks
 
 
@@ -52,6 +55,57 @@ def test_different_data_are_refused() -> None:
     with pytest.raises(Exception, match="the ranks see different data; got 1 on rank 1; expected"):
         on_ranks(3, lambda world: world.require_same("data", min(world.rank, 1)))
     on_ranks(3, lambda world: world.require_same("data", 7))
+
+
+def hold(path: Path) -> subprocess.Popen[str]:
+    code = (
+        "import sys, time; from pathlib import Path; from psi_engine.distributed import only_job\n"
+        "with only_job(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", code, str(path)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_second_job_is_refused_and_a_killed_one_locks_nothing(tmp_path: Path) -> None:
+    lock = tmp_path / "run" / LOCK
+    with hold(lock) as other:
+        try:
+            assert other.stdout.readline() == "held\n"
+            said = f"another job is writing there.*in use by process {other.pid} on"
+            with pytest.raises(RunFolderError, match=said), only_job(lock):
+                pass
+            assert lock.exists()
+        finally:
+            other.kill()
+    assert lock.exists()  # left behind by a kill
+    for _ in range(2):
+        with only_job(lock):
+            assert lock.exists()
+        assert not lock.exists()
+
+
+def test_only_rank_0_locks(tmp_path: Path) -> None:
+    def work(world):
+        with only_job(tmp_path / LOCK, world):
+            world.wait()
+            return (tmp_path / LOCK).exists()
+
+    assert on_ranks(2, work)[0]
+    assert not (tmp_path / LOCK).exists()
+
+
+def test_a_file_system_without_locks_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.lockf", no_locks)
+    with (
+        pytest.warns(RuntimeWarning, match="cannot be locked.*no other job"),
+        only_job(tmp_path / LOCK),
+    ):
+        pass
 
 
 def test_a_folder_of_ones_own_is_refused(tmp_path: Path) -> None:

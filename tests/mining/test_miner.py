@@ -335,5 +335,8 @@ def test_other_work_is_not_merged_or_continued() -> None:
     state["channels"] = torch.tensor([3, 1, 2, 0])
     with pytest.raises(InputError, match="other channels"):
         miner.load_state_dict(state)
+    for other in (Miner("other", shape, config()), Miner(LAYER, shape, config(seed=4))):
+        with pytest.raises(InputError, match="made with other settings"):
+            miner.load_state_dict(other.state_dict())
     with pytest.raises(InputError, match="pool is too large"):
         Miner(LAYER, shape, config(pool=1 << 30))

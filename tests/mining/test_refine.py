@@ -48,6 +48,28 @@ def few_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refine, "SAMPLE", 16)
 
 
+@pytest.mark.usefixtures("few_compared")
+def test_only_images_that_were_mined_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Tensor] = []
+    original = refine.Refinement._sample
+    monkeypatch.setattr(
+        refine.Refinement, "_sample", lambda self: drawn.append(original(self)) or drawn[-1]
+    )
+    data, states = TensorDataset(images(300)), []
+    options = {"layers": ["a"], "config": config()}
+    mine(Wide(), data, indices=torch.arange(40, 70), checkpoint=states.append, **options,
+         checkpoint_every=16)  # fmt: skip
+    mine(Wide(), data, indices=torch.arange(40, 70), state=states[0], **options)
+    state = {**states[0], "position": torch.tensor(0)}
+    mine(Wide(), data, indices=torch.arange(60, 90), inherited=torch.arange(40, 56), state=state,
+         **options)  # fmt: skip
+    found = [set(wanted.nonzero().flatten().tolist()) for wanted in drawn]
+    assert [len(x) for x in found] == [16] * 3
+    assert found[0] == found[1] <= set(range(40, 70))
+    assert found[2] <= {*range(40, 56), *range(60, 90)}
+    assert found[2] & set(range(40, 56))
+
+
 @pytest.mark.parametrize("sites", ["per-image", "all"])
 @pytest.mark.usefixtures("few_compared")
 def test_extremes_are_those_of_fp32(sites: str) -> None:
