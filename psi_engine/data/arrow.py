@@ -10,7 +10,14 @@ import pyarrow as pa
 from PIL import Image
 from torch import Tensor
 
-from psi_engine.data.columns import cell_of, decode_cell, features_of, find_columns, read_labels
+from psi_engine.data.columns import (
+    cell_of,
+    decode_cell,
+    features_of,
+    file_below,
+    find_columns,
+    read_labels,
+)
 from psi_engine.data.source import ImageSource, fingerprint_of
 from psi_engine.errors import DataError
 
@@ -46,7 +53,7 @@ class ArrowSource(ImageSource):
         self.name = str(folder)
         self._root = _split(folder)
         state = _json(self._root / "state.json")
-        self._files = [self._root / entry["filename"] for entry in state["_data_files"]]
+        self._files = [self._file(entry["filename"]) for entry in state["_data_files"]]
         self._map()
         schema = self._table.schema
         features = features_of(schema)
@@ -81,6 +88,17 @@ class ArrowSource(ImageSource):
             raise IndexError(f"image {index} of {len(self)}")
         value = self._table.column(self._column)[index].as_py()
         return decode_cell(*cell_of(value), self._root)
+
+    def _file(self, name: str) -> Path:
+        file = file_below(name, self._root)
+        if file is None or not file.is_file():
+            raise DataError(
+                f"{self._root / 'state.json'} names what is no file of the data set",
+                got=name,
+                expected=f"files in {self._root}",
+                fix="save the data set again",
+            )
+        return file
 
     def _map(self) -> None:
         tables = []

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from psi_engine.data.classes import check_named, read_classes
 from psi_engine.data.preprocess import decode
-from psi_engine.data.source import CorruptImage
+from psi_engine.data.source import CorruptImage, gone
 from psi_engine.errors import DataError
 
 
@@ -140,25 +140,55 @@ def read_labels(
     return labels, names
 
 
-def decode_cell(content: bytes | None, path: str | None, root: Path) -> Image.Image:
-    """Decode the image of one row: its bytes, else the file it names, from ``root`` on.
+def decode_cell(content: bytes | None, path: str | None, *roots: Path) -> Image.Image:
+    """Decode the image of one row: its bytes, else the file it names.
+
+    Parameters
+    ----------
+    content : bytes or None
+    path : str or None
+        Relative to the first of the roots, or absolute.
+    *roots : Path
+        Folders; a row may name files in them alone, wherever links lead.
 
     Raises
     ------
     CorruptImage
-        There is neither, or it cannot be read.
+        There is neither, it lies outside the roots, is not there or no image.
+    DataError
+        The system fails to read it.
     """
     if content is None and path is not None:
+        file = file_below(path, *roots)
+        if file is None:
+            raise CorruptImage(f"no bytes in the row, which names a file outside: {path}")
         try:
-            content = (root / path).read_bytes()
-        except OSError as error:
+            if not file.is_file():
+                raise CorruptImage(f"no bytes in the row and no file {path}")
+            content = file.read_bytes()
+        except PermissionError as error:
             raise CorruptImage(f"no bytes in the row and {error}") from error
+        except OSError as error:
+            raise gone(file, error) from error
     if content is None:
         raise CorruptImage("the row holds no image")
     try:
         return decode(content)
     except ValueError as error:
         raise CorruptImage(str(error)) from error
+
+
+def file_below(path: str, *roots: Path) -> Path | None:
+    """What a path from a data set leads to; None unless it lies below one of the roots."""
+    for root in roots:
+        base = root.resolve()
+        try:
+            file = (base / path).resolve()
+        except (ValueError, RuntimeError):  # a zero byte, a loop of links
+            return None
+        if file.is_relative_to(base) and file != base:
+            return file
+    return None
 
 
 def cell_of(value: Any) -> tuple[bytes | None, str | None]:

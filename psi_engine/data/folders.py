@@ -12,7 +12,7 @@ from torch import Tensor
 
 from psi_engine.data.classes import read_classes
 from psi_engine.data.preprocess import decode
-from psi_engine.data.source import CorruptImage, ImageSource, fingerprint_of, probe
+from psi_engine.data.source import CorruptImage, ImageSource, fingerprint_of, gone, probe
 from psi_engine.errors import DataError
 
 EXTENSIONS = frozenset(
@@ -97,22 +97,13 @@ class FolderSource(ImageSource):
 
 
 def files_ending(folder: Path, endings: tuple[str, ...]) -> list[Path]:
-    """Files below a folder with one of some endings, by their relative paths; none hidden."""
+    """Files below a folder with one of some endings, in any case, by relative path; none hidden."""
     found = []
     for place, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        wanted = [n for n in names if n.endswith(endings) and not n.startswith(".")]
+        wanted = [n for n in names if n.lower().endswith(endings) and not n.startswith(".")]
         found += [Path(place, name) for name in wanted]
     return sorted(found, key=lambda file: file.relative_to(folder).parts)
-
-
-def gone(what: str | Path, error: OSError) -> DataError:
-    """The error for a file that was there: a disk or a mount may come back, so none is skipped."""
-    return DataError(
-        f"{what} cannot be read any more",
-        got=str(error).rstrip("."),
-        fix="put it back as it was and run the same command again",
-    )
 
 
 def _ends(file: str) -> bytes:

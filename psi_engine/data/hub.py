@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from importlib import import_module
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from psi_engine.errors import DataError
 PREFIX = "hf:"
 
 _PROBES = 16
+_OLDEST = 4  # of the library's versions
 _FORM = re.compile(r"(?P<name>[^@:]+)(@(?P<revision>[^:]+))?(:(?P<split>[^/]+)(/(?P<config>.+))?)?")
 
 
@@ -54,12 +55,26 @@ def parse_name(spec: str) -> HubName:
 
 
 def require_datasets() -> None:
-    """Raise a DataError when the library ``datasets`` is not installed."""
-    if find_spec("datasets") is None:
+    """Raise a DataError when the library ``datasets`` is not installed, or runs foreign code.
+
+    Before version 4 it ran the script that a data set may bring.
+    """
+    fix = (
+        f"pip install 'datasets>={_OLDEST}'; or give the data set's Parquet files, or a folder "
+        "that save_to_disk wrote, with --data PATH"
+    )
+    try:
+        found = version("datasets")
+    except PackageNotFoundError:
         raise DataError(
-            "data sets by hf:NAME need the library datasets, which is not installed",
-            fix="pip install datasets; or give the data set's Parquet files, or a folder that "
-            "save_to_disk wrote, with --data PATH",
+            "data sets by hf:NAME need the library datasets, which is not installed", fix=fix
+        ) from None
+    if int(found.partition(".")[0]) < _OLDEST:
+        raise DataError(
+            "this version of the library datasets runs code that data sets bring",
+            got=found,
+            expected=f"{_OLDEST} or later",
+            fix=fix,
         )
 
 
@@ -79,9 +94,10 @@ class HubSource(ImageSource):
     Notes
     -----
     Without a network the library takes its cache, at once if ``HF_HUB_OFFLINE=1``. No code of
-    the data set is run. Columns and labels are found as in Parquet. The fingerprint covers the
-    number of rows, the features, the labels, and the encoded bytes of 16 rows spread evenly,
-    not the name: name a ``@revision`` to be sure of the others.
+    the data set is run. Rows may name files in a local data set or in the library's caches alone.
+    Columns and labels are found as in Parquet. The fingerprint covers the number of rows, the
+    features, the labels, and the encoded bytes of 16 rows spread evenly, not the name: name a
+    ``@revision`` to be sure of the others.
     """
 
     def __init__(self, spec: str) -> None:
@@ -102,7 +118,7 @@ class HubSource(ImageSource):
         if features[self._column].get("_type") == "Image":
             encoded = encoded.cast_column(self._column, _library().Image(decode=False))
         self._rows = encoded
-        self._root = Path(asked.name).expanduser()
+        self._roots = _roots(Path(asked.name).expanduser())
         last = len(rows) - 1
         self.fingerprint = fingerprint_of(
             [
@@ -123,7 +139,7 @@ class HubSource(ImageSource):
         """Decode one row."""
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
-        return decode_cell(*self._cell(index), self._root)
+        return decode_cell(*self._cell(index), *self._roots)
 
     def _cell(self, index: int) -> tuple[bytes | None, str | None]:
         return cell_of(self._rows[index][self._column])
@@ -148,6 +164,13 @@ def _load(asked: HubName, spec: str) -> Any:
             "without a network HF_HUB_OFFLINE=1 takes the library's cache, and --data PATH "
             "Parquet files or a folder that save_to_disk wrote",
         ) from error
+
+
+def _roots(path: Path) -> list[Path]:
+    """Where the files lie that rows may name: the data set, if it is local, and the caches."""
+    local = [path if path.is_dir() else path.parent] if path.exists() else []
+    hub = import_module("huggingface_hub.constants")
+    return [*local, Path(_library().config.HF_DATASETS_CACHE), Path(hub.HF_HUB_CACHE)]
 
 
 def _library() -> Any:

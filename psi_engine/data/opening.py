@@ -163,12 +163,24 @@ def _from_factory(spec: str) -> Dataset[Any] | ImageSource:
 def _folder(path: Path) -> ImageSource:
     if is_saved(path):
         return ArrowSource(path)
-    kinds = {file.suffix for file in files_ending(path, (".parquet", ".tar", *COMPRESSED))}
-    if ".parquet" in kinds:
-        return ParquetSource(path)
-    if kinds:
-        return ShardSource(path)
-    return FolderSource(path)
+    tables = files_ending(path, (".parquet",))
+    tars = files_ending(path, (".tar", *COMPRESSED))
+    if not tables and not tars:
+        return FolderSource(path)
+    source = ParquetSource(path) if tables and not tars else None
+    named = set() if source is None else set(source.keys)  # rows may name files beside them
+    images = files_ending(path, tuple(EXTENSIONS))
+    images = [file for file in images if file.relative_to(path).as_posix() not in named]
+    kinds = {"Parquet": tables, "tar": tars, "image": images}
+    found = [f"{len(x)} {kind} files, such as {x[0]}" for kind, x in kinds.items() if x]
+    if len(found) > 1:
+        raise DataError(
+            f"{path} holds images of several kinds",
+            got="; ".join(found),
+            expected="one kind",
+            fix="name the file or the folder you mean, or move the others elsewhere",
+        )
+    return ShardSource(path) if source is None else source
 
 
 def _local_folder(spec: str) -> Path | None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import IO
 
 from PIL import Image
 from torch import Tensor
 
 from psi_engine.data.preprocess import Preprocess
+from psi_engine.errors import DataError
 
 PIECE = 4096
 """Bytes of a probe that enters a fingerprint."""
@@ -121,6 +123,15 @@ def probe(stream: IO[bytes], start: int, size: int, pieces: int = 2) -> bytes:
         stream.seek(start + number * (size - PIECE) // (pieces - 1))
         digest.update(stream.read(PIECE))
     return digest.digest()
+
+
+def gone(what: str | Path, error: OSError) -> DataError:
+    """The error for a file that was there: a disk or a mount may come back, so none is skipped."""
+    return DataError(
+        f"{what} cannot be read any more",
+        got=str(error).rstrip("."),
+        fix="put it back as it was and run the same command again",
+    )
 
 
 def fingerprint_of(parts: Iterable[str | bytes]) -> str:

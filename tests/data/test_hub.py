@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import pickle
 import sys
 import types
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from psi_engine.data import needs_download, open_source
+from psi_engine.data import CorruptImage, needs_download, open_source
 from psi_engine.data.hub import HubName, parse_name
 from psi_engine.data.opening import require_download
 from psi_engine.errors import DataError
@@ -63,7 +63,7 @@ class Rows:
 
 
 @pytest.fixture
-def library(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
+def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
     """A stand-in whose ``asked`` lists the calls and whose ``rows`` is what it finds."""
     state = types.SimpleNamespace(asked=[], rows=None)
 
@@ -76,8 +76,11 @@ def library(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
     module = types.ModuleType("datasets")
     module.load_dataset = load_dataset  # type: ignore[attr-defined]
     module.Image = lambda decode: {"decode": decode}  # type: ignore[attr-defined]
-    module.__spec__ = importlib.util.spec_from_loader("datasets", None)
+    state.caches = tmp_path / "caches"
+    module.config = types.SimpleNamespace(HF_DATASETS_CACHE=state.caches)  # type: ignore[attr-defined]
+    state.version = "4.0.0"
     monkeypatch.setitem(sys.modules, "datasets", module)
+    monkeypatch.setattr("psi_engine.data.hub.version", lambda name: state.version)
     return state
 
 
@@ -139,11 +142,38 @@ def test_what_the_library_says_is_passed_on(library: types.SimpleNamespace) -> N
 
 
 def test_the_library_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("psi_engine.data.hub.find_spec", lambda name: None)
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("psi_engine.data.hub.version", missing)
     assert needs_download("hf:a/b")
     for use in (open_source, require_download):
         with pytest.raises(DataError, match="library datasets, which is not installed; pip inst"):
             use("hf:a/b")
+
+
+def test_a_library_that_runs_foreign_code_is_refused(library: types.SimpleNamespace) -> None:
+    library.rows = table_of([encoded(picture(0))])
+    library.version = "3.6.0"
+    for use in (open_source, require_download):
+        with pytest.raises(DataError, match=r"runs code .*; got 3\.6\.0; expected 4 or later; pip"):
+            use("hf:a/b")
+    library.version = "11.0.0.dev1"
+    assert len(open_source("hf:a/b")) == 1
+    assert len(library.asked) == 1
+
+
+def test_rows_name_files_of_the_caches_alone(
+    tmp_path: Path, library: types.SimpleNamespace
+) -> None:
+    save(library.caches / "downloads/a.png", 3)
+    save(tmp_path / "secret.png", 4)
+    names = [str(library.caches / "downloads/a.png"), str(tmp_path / "secret.png")]
+    library.rows = table_of([None, None], [*names])
+    source = open_source("hf:a/b")
+    assert torch.equal(source.view(0, SMALL), SMALL.view(picture(3)))
+    with pytest.raises(CorruptImage, match="names a file outside"):
+        source.item(1)
 
 
 def save_to_disk(folder: Path, tables: list[pa.Table]) -> Path:
@@ -213,3 +243,11 @@ def test_fingerprint_and_faults_of_a_saved_data_set(tmp_path: Path) -> None:
         open_source(tmp_path / "0")
     with pytest.raises(DataError, match="no rows in"):
         open_source(save_to_disk(tmp_path / "3", [table_of([])]))
+    for name in ("../2/data-00000-of-00001.arrow", str(file), "gone.arrow"):
+        (tmp_path / "3" / "state.json").write_text(
+            json.dumps({"_data_files": [{"filename": name}]})
+        )
+        with pytest.raises(
+            DataError, match=r"names what is no file of .*; got .*\.arrow"
+        ):
+            open_source(tmp_path / "3")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from psi_engine.data import open_source
 from psi_engine.errors import DataError
-from tests.data.pictures import SMALL, save
+from tests.data.pictures import SMALL, image_array, save, write
 
 
 def test_bad_paths(tmp_path: Path) -> None:
@@ -47,3 +49,32 @@ def test_fewer_images_are_spread_over_all_classes(tmp_path: Path) -> None:
     assert cut.labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     assert cut.class_names == whole.class_names
     assert torch.equal(cut.view(5, SMALL), whole.view(12, SMALL))
+
+
+def test_a_folder_with_images_of_several_kinds_is_refused(tmp_path: Path) -> None:
+    for seed in range(3):
+        save(tmp_path / "a" / f"{seed}.JPEG", seed)
+    (tmp_path / "a" / "backup.tar").write_bytes(b"")
+    with pytest.raises(
+        DataError, match=r"several kinds; got 1 tar files, .*backup\.tar; 3 image files, .*0\.JPEG"
+    ):
+        open_source(tmp_path)
+    write(tmp_path / "b" / "x.PARQUET", range(2))
+    with pytest.raises(DataError, match="got 1 Parquet files, .*; 1 tar files, .*; 3 image files"):
+        open_source(tmp_path)
+    (tmp_path / "a" / "backup.tar").unlink()
+    with pytest.raises(DataError, match=r"got 1 Parquet files, such as .*x\.PARQUET; 3 image"):
+        open_source(tmp_path)
+    assert len(open_source(tmp_path / "a")) == 3
+    assert len(open_source(tmp_path / "b")) == 2
+
+
+def test_images_that_rows_name_may_lie_beside_them(tmp_path: Path) -> None:
+    save(tmp_path / "files/a.png", 4)
+    pq.write_table(
+        pa.table({"image": image_array([None], ["files/a.png"])}), tmp_path / "a.parquet"
+    )
+    assert list(open_source(tmp_path).keys) == ["files/a.png"]
+    save(tmp_path / "files/b.png", 5)
+    with pytest.raises(DataError, match=r"1 image files, such as .*b\.png"):
+        open_source(tmp_path)

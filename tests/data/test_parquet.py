@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -208,3 +209,39 @@ def test_fingerprint_of_parquet_sees_an_exchange_within_a_row_group(tmp_path: Pa
     assert len({fingerprint for _, fingerprint in seen}) == 8
     os.utime(file, (1e9, 1e9))
     assert open_source(file).fingerprint == seen[-1][1]
+
+
+def test_rows_name_files_of_their_data_set_alone(tmp_path: Path) -> None:
+    save(tmp_path / "set/files/a.png", 4)
+    save(tmp_path / "secret.png", 5)
+    os.mkfifo(tmp_path / "set/pipe.png")
+    (tmp_path / "set/link.png").symlink_to("../secret.png")
+    inside = tmp_path / "set/files/a.png"
+    paths = ["files/../files/a.png", str(inside), str(tmp_path / "secret.png"), "../secret.png",
+             "link.png", "pipe.png", "files", "x\0.png"]  # fmt: skip
+    table = pa.table({"image": image_array([None] * len(paths), list(paths))})
+    pq.write_table(table, tmp_path / "set/a.parquet")
+    source = open_source(tmp_path / "set/a.parquet")
+    for index in (0, 1):
+        assert torch.equal(source.view(index, SMALL), SMALL.view(picture(4)))
+    for index in (2, 3, 4, 7):
+        with pytest.raises(CorruptImage, match="which names a file outside: "):
+            source.item(index)
+    for index in (5, 6):
+        with pytest.raises(CorruptImage, match="no bytes in the row and no file "):
+            source.item(index)
+
+
+def test_a_failing_disk_is_no_corrupt_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path / "a.png", 4)
+    pq.write_table(pa.table({"image": image_array([None], ["a.png"])}), tmp_path / "a.parquet")
+    source = open_source(tmp_path / "a.parquet")
+
+    def fail(path: Path) -> bytes:
+        raise OSError(errno.EIO, "a fault")
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(DataError, match=r"a\.png cannot be read any more; got .*a fault"):
+        source.item(0)
