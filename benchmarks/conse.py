@@ -80,7 +80,10 @@ class Conse(ModuleEncoder):
 
 
 def open_vocabulary(folder: str) -> Conse:
-    """Name clusters with the names that are not ImageNet's: LVIS and OpenImages, each once."""
+    """Name clusters with the names of LVIS and OpenImages, each once.
+
+    Some of them also name an ImageNet class: :func:`shared_with_classes` counts them.
+    """
     texts = read_texts(Path(folder))
     return Conse("conse-open", _classifier(Path(folder)), texts, texts.others, texts.other_names)
 
@@ -117,6 +120,12 @@ def read_texts(folder: Path) -> Texts:
         rows[list(others.values())] - mean,
         tuple(listed[place]["name"] for place in others.values()),
     )
+
+
+def shared_with_classes(texts: Texts) -> tuple[str, ...]:
+    """Those of the other names that are an ImageNet class's first name, letter case aside."""
+    classes = {name.casefold() for name in texts.class_names}
+    return tuple(name for name in texts.other_names if name.casefold() in classes)
 
 
 def _classifier(folder: Path) -> LoadedModel:

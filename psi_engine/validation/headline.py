@@ -94,8 +94,7 @@ def headline(table: pa.Table, suite: str) -> list[dict[str, Any]]:
     for entry in found.values():
         key = (entry["family"], "" if entry["family"] in FAMILIES else entry["labels"])
         groups.setdefault(key, []).append(entry)
-    chosen_d = (PRESET.d_measure, PRESET.d_level, PRESET.d_null)
-    preset = {combined_name("PSI", PRESET.s_null, *chosen_d, labels) for labels in LABELS}
+    preset = {name for labels in LABELS for name in preset_names(labels)}
     chosen: list[dict[str, Any]] = []
     for family, _ in sorted(groups, key=_place):
         whole = family in FAMILIES
@@ -106,6 +105,16 @@ def headline(table: pa.Table, suite: str) -> list[dict[str, Any]]:
             members = best + [m for m in members[BEST_OF_EACH:] if m["measure"] in preset]
         chosen += sorted(members, key=lambda entry: -entry.get("unrelated", 0.0))
     return chosen
+
+
+def preset_names(labels: str) -> tuple[str, str]:
+    """PSI under the calibrated preset, with D and, for encoders without texts, without."""
+    with_d = (PRESET.d_measure, PRESET.d_level, PRESET.d_null)
+    nothing = ("", "", "")
+    with_text, without = (
+        combined_name("PSI", PRESET.s_null, *d, labels) for d in (with_d, nothing)
+    )
+    return with_text, without
 
 
 def _furthest_controls(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

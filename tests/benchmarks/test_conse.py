@@ -40,6 +40,11 @@ def test_the_mean_of_the_classes_is_taken_off_and_each_name_stands_once(tmp_path
     assert texts.others.tolist() == [[0.5, 0.5], [-0.5, -1.5]]
 
 
+def test_other_names_that_are_a_classs_too_are_told():
+    texts = conse.Texts(None, ("crane", "sea lion"), None, ("Crane", "lion", "sea lion", "cranes"))
+    assert conse.shared_with_classes(texts) == ("Crane", "sea lion")
+
+
 def test_a_folder_without_the_files_is_refused(tmp_path):
     with pytest.raises(EncoderError, match="does not find its files"):
         conse.open_vocabulary(str(tmp_path))
@@ -54,7 +59,8 @@ def test_real_pictures_get_the_vector_of_the_formula(shared):
     folder = shared / "weights"
     encoder = load_encoder("benchmarks.conse:imagenet", str(folder))
     assert (len(encoder.concepts), encoder.dim) == (1000, 512)
-    assert len(conse.read_texts(folder).other_names) == 1466
+    texts = conse.read_texts(folder)
+    assert (len(texts.other_names), len(conse.shared_with_classes(texts))) == (1466, 278)
     source = open_source(str(shared / "data" / "tiny-imagenet"), 32)
     model = load_model("resnet18", str(next(folder.glob("resnet18*.safetensors"))))
     views = torch.stack([source.view(i, model.preprocess) for i in range(len(source))])

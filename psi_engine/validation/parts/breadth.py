@@ -63,11 +63,12 @@ def compute(context: Context) -> Result:
     -------
     Result
         ``agreement``: per layer (and all together), pair of conditions and measure (D, its z, log
-        PSI) Spearman's ρ with its interval, and of log PSI ``same_verdict``, the share of channels
-        whose verdict stays. ``verdicts``: per layer and pair the channels that go from each
-        verdict to each. ``channels``: D, its z and p, log PSI and verdict of every channel under
-        each condition. ``vocabularies``: concepts and prompts of each condition. ``names``: per
-        layer, how many clusters the whole vocabulary names by a class.
+        PSI) Spearman's ρ with its interval, and of log PSI ``same_verdict``, the share of the
+        channels scored under both whose verdict stays. ``verdicts``: per layer and pair the
+        channels that go from each verdict to each. ``channels``: D, its z and p, log PSI and
+        verdict of every channel under each condition. ``vocabularies``: concepts and prompts of
+        each condition. ``names``: per layer, how many clusters the whole vocabulary names by a
+        class.
     """
     stored, options = context.stored, context.options
     listed, notes = _conditions(stored)
@@ -96,7 +97,7 @@ def compute(context: Context) -> Result:
             key = int(hash_keys(options.seed, string_key(f"validation/breadth/{layer}")))
             first, second = (_columns(scores) for scores in pair)
             before, after = ([v for s in scores for v in s.verdict] for scores in pair)
-            same = float(np.mean([a == b for a, b in zip(before, after, strict=True)]))
+            same = _same_verdict(pair)
             for row in agreement(first, second, key=key, resamples=options.bootstrap):
                 same_verdict = same if row["measure"] == "log_psi" else None
                 rows.append({"layer": layer, **names, **row, "same_verdict": same_verdict})
@@ -180,6 +181,17 @@ def _pairs(listed: list[_Words]) -> list[tuple[_Words, _Words]]:
     ]
 
 
+def _same_verdict(pair: list[list[Scores]]) -> float | None:
+    """Share of the channels scored under both conditions whose verdict stays; None of none."""
+    kept = [
+        a == b
+        for one, other in zip(*pair, strict=True)
+        for a, b, *psi in zip(one.verdict, other.verdict, one.psi, other.psi, strict=True)
+        if not any(map(torch.isnan, psi))
+    ]
+    return float(np.mean(kept)) if kept else None
+
+
 def _columns(scores: list[Scores]) -> Columns:
     return {
         name: np.concatenate([getattr(part, name).numpy() for part in scores]) for name in _MEASURES
@@ -248,4 +260,4 @@ def _headline(rows: list[dict[str, Any]], stored: StoredRun) -> tuple[str, ...]:
     return tuple(lines)
 
 
-PART = Part("breadth", compute, draw, needs, options=("bootstrap", "replicates", "seed"))
+PART = Part("breadth", compute, draw, needs, options=("bootstrap", "replicates", "seed"), version=2)

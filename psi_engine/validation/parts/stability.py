@@ -328,4 +328,6 @@ def _two(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
 
-PART = Part("stability", compute, draw, options=("bootstrap", "replicates", "seed", "variants"))
+PART = Part(
+    "stability", compute, draw, options=("bootstrap", "replicates", "seed", "variants"), version=2
+)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import psi_engine as psi
 from psi_engine.inputs import Texts
 from psi_engine.stored import StoredRun
 from psi_engine.validation.part import Context, Options, Result
+from psi_engine.validation.parts import breadth
 from psi_engine.validation.parts.breadth import PART, class_concepts, compute, needs
 
 OPTIONS = Options(bootstrap=40, replicates=40)
@@ -83,12 +85,27 @@ def test_correlations_and_verdicts_follow_from_the_channels(result: Result) -> N
         other="whole, prompts",
     )  # fmt: skip
     before, after = (of("verdict", row[end], "conv2") for end in ("one", "other"))
-    assert row["same_verdict"] == pytest.approx((before == after).mean())
+    x, y = (of("log_psi", row[end], "conv2").astype(float) for end in ("one", "other"))
+    scored = ~(np.isnan(x) | np.isnan(y))
+    assert scored.sum() == len(before) - 1  # the dead channel agrees with itself, and says nothing
+    assert row["same_verdict"] == pytest.approx((before == after)[scored].mean())
     moves = rows(result.tables["verdicts"], layer="conv2", one=row["one"], other=row["other"])
     assert sum(m["channels"] for m in moves) == len(before)
     for move in moves:
         count = ((before == move["first"]) & (after == move["second"])).sum()
         assert move["channels"] == count
+
+
+def test_channels_that_cannot_be_scored_agree_on_nothing() -> None:
+    verdicts = ("monosemantic", "polysemantic", "not scorable", "polysemantic")
+    psi = torch.tensor([0.1, 0.9, torch.nan, 0.8])
+    one = SimpleNamespace(verdict=verdicts, psi=psi)
+    moved = ("polysemantic", "polysemantic", "not scorable", "not scorable")
+    other = SimpleNamespace(verdict=moved, psi=torch.tensor([0.9, 0.9, torch.nan, torch.nan]))
+    assert breadth._same_verdict([[one], [other]]) == 0.5  # of the first two
+    assert breadth._same_verdict([[one, one], [one, other]]) == 0.8
+    none = SimpleNamespace(verdict=("not scorable",), psi=torch.tensor([torch.nan]))
+    assert breadth._same_verdict([[none], [none]]) is None
 
 
 def test_clusters_named_by_a_class_are_counted(result: Result, toy_stored: StoredRun) -> None:

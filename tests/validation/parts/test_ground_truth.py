@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from psi_engine.errors import RunFolderError
+from psi_engine.stored import load_stored
 from psi_engine.validation.ground_truth import GroundTruthConfig
 from psi_engine.validation.part import Context, Options
 from psi_engine.validation.parts import ground_truth
@@ -45,10 +48,15 @@ def test_settings_are_the_runs(context: Context, monkeypatch: Any) -> None:
         pq.write_table(table, Path(config.out) / ground_truth.TABLE)
         return Path(config.out)
 
+    d, ends = "D margin concept text-rotation", {"unrelated_low": 0.4, "unrelated_high": 0.8}
+    other = f"PSI: S rotation, {d}, labels full"
     rows = [
-        {"measure": "a", "unrelated": 0.5},
-        {"measure": "b", "unrelated": 0.75},
-        {"measure": "c"},
+        {"measure": "peer", "labels": "none", "unrelated": 0.99} | ends,
+        {"measure": other, "labels": "full", "unrelated": 0.9} | ends,
+        {"measure": f"PSI: S pool, {d}, labels full", "labels": "full", "unrelated": 0.7} | ends,
+        {"measure": "PSI: S pool, labels full", "labels": "full", "unrelated": 0.2} | ends,
+        {"measure": f"PSI: S pool, {d}, labels none", "labels": "none", "unrelated": 0.5} | ends,
+        {"measure": f"PSI: S pool, {d}, labels coarse", "labels": "coarse"},
     ]
     summary = {"notes": {"planted-units": ["told"]}, "suites": {"planted-units": rows}}
     monkeypatch.setattr(ground_truth, "run_ground_truth", stand_in)
@@ -61,9 +69,25 @@ def test_settings_are_the_runs(context: Context, monkeypatch: Any) -> None:
     assert (got.top_k, got.sets, got.seed, got.replicates) == (6, 7, 3, 60)
     assert got.out == str(context.folder)
     assert result.tables["areas"] == table
-    assert result.headline == ("planted-units: worst contrast 0.750 for b",)
+    # not the best of all rows
+    assert result.headline == (
+        "planted-units: worst contrast of PSI, no labels, 0.500 [0.400, 0.800] on held-out classes",
+        "planted-units: worst contrast of PSI, labels, 0.700 [0.400, 0.800] on held-out classes",
+    )
+    assert ground_truth.preset_rows(rows[3:4]) == rows[3:4]  # an encoder without texts
+    assert ground_truth.preset_rows(rows[:2]) == []
     assert result.notes[0] == "planted-units: told"
     assert "the run's channels have 12" in result.notes[1]
+
+
+def test_other_inputs_than_the_runs_are_refused(context: Context, toy_copy: Path) -> None:
+    path = toy_copy / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["fingerprints"]["data"] = "0" * 64
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(RunFolderError, match="made with other data"):
+        PART.compute(replace(context, stored=load_stored(toy_copy)))
+    assert not context.folder.exists()
 
 
 @pytest.mark.slow
