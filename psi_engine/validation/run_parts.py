@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -22,6 +23,9 @@ from psi_engine.validation.part import Context, Options, Part, Result
 
 FIGURES = "figures"
 """Folder of the figures, in the run folder."""
+
+FILES = {"coarse", "second_encoder_weights"}
+"""Options that may name a file."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ def validate_run(
     Returns
     -------
     list of Outcome
-        One per part. A part that fails for a reason it can name does not stop the others.
+        One per part. A part that fails, for whatever reason, does not stop the others.
 
     Raises
     ------
@@ -92,8 +96,12 @@ def validate_run(
 
 
 def part_key(part: Part, run: Run, options: Options) -> str:
-    """Hash what a part's tables depend on."""
+    """Hash what a part's tables depend on; of a file that an option names, what is in it."""
     chosen = {name: getattr(options, name) for name in part.options}
+    for name in FILES & chosen.keys():
+        if chosen[name] is not None and Path(chosen[name]).is_file():
+            with Path(chosen[name]).open("rb") as stream:
+                chosen[name] = hashlib.file_digest(stream, "sha256").hexdigest()
     return fingerprint(part.name, part.version, score_key(run), chosen)
 
 
@@ -101,13 +109,13 @@ def _run_one(part: Part, context: Context, reason: str | None) -> Outcome:
     if reason is not None:
         return Outcome(part.name, "skipped", reason)
     run = context.stored.run
-    key = part_key(part, run, context.options)
-    if other := part.depends(context):
-        key = fingerprint(key, other)
-    record = read_record(run.path, part.name)
-    kept = record is not None and record["key"] == key
     started = time.perf_counter()
     try:
+        key = part_key(part, run, context.options)
+        if other := part.depends(context):
+            key = fingerprint(key, other)
+        record = read_record(run.path, part.name)
+        kept = record is not None and record["key"] == key
         if record is None or not kept:
             record = _compute(part, context, key)
         if not record["figures"] or not all((run.path / x).is_file() for x in record["figures"]):
@@ -117,6 +125,10 @@ def _run_one(part: Part, context: Context, reason: str | None) -> Outcome:
             record["figures"] = [str(file.relative_to(run.path)) for file in drawn]
     except PsiEngineError as error:
         return Outcome(part.name, "failed", str(error), time.perf_counter() - started)
+    except Exception as error:
+        # A fault in one part, of whatever library, must not cost the others their results.
+        reason = f"{type(error).__name__}: {error}"
+        return Outcome(part.name, "failed", reason, time.perf_counter() - started)
     if not kept:
         record["seconds"] = round(time.perf_counter() - started, 3)
     artifacts.write_json(record_path(run.path, part.name), record)

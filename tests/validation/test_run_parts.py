@@ -138,6 +138,43 @@ def test_a_part_that_fails_leaves_no_record_and_the_others_run(
     assert not (toy_copy / "figures/alpha.svg").exists()
 
 
+def test_a_fault_in_a_part_costs_the_others_nothing(
+    recorder: Recorder, toy_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def at_fault(*_: object) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    whole = recorder.parts["alpha"]
+    for name in ("compute", "draw", "depends"):
+        recorder.parts["alpha"] = replace(whole, **{name: at_fault})
+        found = validate_run(toy_copy, options=Options(bootstrap=50))
+        assert [(x.part, x.status) for x in found[:1]] == [("alpha", "failed")], name
+        assert found[0].reason == "ZeroDivisionError: division by zero"
+        assert found[1].status in ("done", "kept")
+    told = CliRunner().invoke(app, ["validate", str(toy_copy)])
+    assert told.exit_code == 1
+    assert "alpha: failed  ZeroDivisionError" in told.stderr
+    assert "beta: done" in told.stderr
+
+
+def test_a_file_that_an_option_names_is_what_is_in_it(
+    recorder: Recorder, toy_copy: Path, tmp_path: Path
+) -> None:
+    recorder.parts["alpha"] = replace(recorder.parts["alpha"], options=("coarse",))
+
+    def status(path: Path) -> str:
+        return validate_run(toy_copy, ["alpha"], Options(coarse=str(path)))[0].status
+
+    one, other = tmp_path / "one.json", tmp_path / "other.json"
+    one.write_text('{"cat": "animal"}')
+    other.write_text('{"cat": "animal"}')
+    assert status(one) == "done"
+    assert status(one) == status(other) == "kept"
+    one.write_text('{"cat": "pet"}')
+    assert status(one) == "done"
+    assert status(other) == "done"
+
+
 def test_the_command_tells_and_its_exit_code_too(recorder: Recorder, toy_copy: Path) -> None:
     def call(*arguments: object) -> object:
         return CliRunner().invoke(app, ["validate", *map(str, arguments)])

@@ -42,6 +42,8 @@ def draw(tables: Mapping[str, pa.Table], stem: Path) -> list[Path]:
         Files are ``stem.png`` and ``stem.svg``.
     """
     units, areas = tables["units"], tables["areas"].to_pylist()
+    if not areas:
+        return []
     layers = list(dict.fromkeys(row["layer"] for row in areas))
     presets = list(dict.fromkeys(row["null"] for row in areas if row["measure"] == "PSI"))
     most = max(sum(row["layer"] == layer for row in areas) for layer in layers)

@@ -27,11 +27,13 @@ def draw(tables: Mapping[str, pa.Table], stem: Path) -> list[Path]:
     Parameters
     ----------
     tables : mapping
-        ``correlations`` of the part ``peers``.
+        ``correlations`` of the part ``peers``; nothing is drawn where there are none.
     stem : Path
         Files are ``stem.png`` and ``stem.svg``.
     """
     rows = tables["correlations"].to_pylist()
+    if not rows:
+        return []
     layers = list(dict.fromkeys(row["layer"] for row in rows))
     peers = list(dict.fromkeys(row["peer"] for row in rows if row["direction"]))
     peers += list(dict.fromkeys(row["peer"] for row in rows if not row["direction"]))

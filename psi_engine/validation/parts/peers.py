@@ -12,7 +12,7 @@ from scipy import stats
 
 from psi_engine import baselines
 from psi_engine.ops.random import hash_keys, string_key
-from psi_engine.rank_correlation import LEAST, rank_correlation
+from psi_engine.rank_correlation import LEAST, RankCorrelation, rank_correlation
 from psi_engine.report.plots.peers import draw
 from psi_engine.stored import StoredLayer
 from psi_engine.validation.part import Context, Part, Result
@@ -24,6 +24,27 @@ DISAGREEMENTS = 10
 """Channels listed per layer and peer on either side."""
 
 Columns = dict[str, NDArray[np.float64]]
+
+_SCHEMAS = {
+    "correlations": pa.schema(
+        [
+            *((name, pa.string()) for name in ("layer", "measure", "peer")),
+            ("direction", pa.int64()),
+            ("n", pa.int64()),
+            *((name, pa.float64()) for name in RankCorrelation._fields if name != "n"),
+        ]
+    ),
+    "disagreements": pa.schema(
+        [
+            ("layer", pa.string()),
+            ("peer", pa.string()),
+            ("channel", pa.int64()),
+            *((name, pa.float64()) for name in ("rank_psi", "rank_peer", "difference")),
+        ]
+    ),
+}
+# Of the tables that can be empty: of layers whose channels all fail there is nothing to hold
+# against each other.
 
 
 def compute(context: Context) -> Result:
@@ -74,7 +95,7 @@ def compute(context: Context) -> Result:
                 )
         tables["disagreements"] += _disagreements(name, channels, ours.get("log_psi"), peers)
         context.tell("layers", number + 1, len(stored.layers))
-    result = {name: pa.Table.from_pylist(rows) for name, rows in tables.items() if rows}
+    result = {name: pa.Table.from_pylist(rows, _SCHEMAS.get(name)) for name, rows in tables.items()}
     return Result(result, tuple(notes), _headline(tables["correlations"]))
 
 

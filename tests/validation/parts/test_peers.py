@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from scipy import stats
 
 from psi_engine.validation.part import Context
-from psi_engine.validation.parts.peers import PART, _disagreements
+from psi_engine.validation.parts.peers import OURS, PART, _disagreements
 
 
 def rows(table: Any, **named: Any) -> list[dict[str, Any]]:
@@ -39,6 +42,32 @@ def test_columns_are_the_runs_and_coefficients_scipys(context: Context, tmp_path
     assert any("MIS and II are left out" in note for note in result.notes)
     files = PART.draw(result.tables, tmp_path / "peers")
     assert "− clarity" in files[1].read_text()
+
+
+def test_layers_whose_channels_all_fail_leave_empty_tables_and_no_figure(
+    context: Context, tmp_path: Path
+) -> None:
+    """No scores, and no patches to measure the peers on."""
+    stored = context.stored
+    table = stored.run.channels
+    for name in OURS:
+        blank = pa.nulls(len(table), pa.float64())
+        table = table.set_column(table.column_names.index(name), name, blank)
+    run = SimpleNamespace(channels=table, path=stored.run.path)
+    layers = {}
+    for name, layer in stored.layers.items():
+        flat = replace(layer.sites.stats, minimum=layer.sites.stats.maximum)
+        layers[name] = replace(layer, sites=replace(layer.sites, stats=flat))
+        assert not layers[name].mask.any()
+    failed = replace(context, stored=replace(stored, run=run, layers=layers))
+    result = PART.compute(failed)
+    whole = PART.compute(context)
+    for name in ("correlations", "disagreements"):
+        assert len(result.tables[name]) == 0
+        assert result.tables[name].schema == whole.tables[name].schema
+    assert len(result.tables["values"]) == len(table)
+    assert PART.draw(result.tables, tmp_path / "peers") == []
+    assert not list(tmp_path.glob("*.svg"))
 
 
 def test_disagreements_are_the_largest_differences_on_either_side() -> None:
