@@ -100,8 +100,8 @@ def attach_latents(
     -------
     tuple of str
         The name of the new layer, ``latents.`` and the layer's; and a short answer to a fixed
-        question (which latents respond to 16 random rows), for fingerprints: weights do not tell
-        the number of active latents, and a plain callable has none.
+        question (which latents respond to 16 random rows, and how much), for fingerprints:
+        weights do not tell the number of active latents, and a plain callable has none.
 
     Raises
     ------
@@ -165,7 +165,7 @@ def _encode(sae: nn.Module, rows: Tensor) -> Tensor:
 
 
 def _probe(layer: str, sae: nn.Module, channels: int, device: torch.device) -> str:
-    """Check what a callable returns, and say in short which latents respond to fixed rows."""
+    """Check what a callable returns, and say in short what responds to fixed rows."""
     where = torch.arange(_PROBE_ROWS * channels).view(_PROBE_ROWS, channels)
     rows = ((uniform(string_key("latents"), where) - 0.5) * 4).to(torch.float32).to(device)
     try:
@@ -187,6 +187,11 @@ def _probe(layer: str, sae: nn.Module, channels: int, device: torch.device) -> s
             else type(found).__name__,
             expected=f"floating point ({_PROBE_ROWS}, latents) for {_PROBE_ROWS} sites",
         )
-    # Which, not how much: sums differ in their last bits between numbers of threads.
     active, best = (found != 0).sum(1).tolist(), found.argmax(1).tolist()
-    return f"{layer} {found.shape[1]} {active} {best}"
+    # Three digits of means without cancellation: the last bits of a sum differ between numbers of
+    # threads. Weights of their own tell latents that changed places, and gains from losses.
+    values = found.to("cpu", torch.float64)
+    weights = 0.5 + uniform(string_key("latent weights"), torch.arange(2 * values.shape[1]))
+    both = torch.cat([values.clamp(min=0), -values.clamp(max=0)], 1)
+    sums = [f"{x:.2e}" for x in (both * weights).mean(1).tolist()]
+    return f"{layer} {found.shape[1]} {active} {best} {sums}"

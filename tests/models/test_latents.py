@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -164,6 +165,28 @@ def test_weights_answer_and_factory_are_in_the_fingerprint(
     )
     save_file({**state, "decoder.bias": state["decoder.bias"] + 1}, tmp_path / "sae.safetensors")
     assert fingerprint("of_file", TOY, "conv2") != first
+
+
+def test_a_callable_answers_with_its_values_whatever_the_threads() -> None:
+    weight = torch.randn(8, 20, generator=torch.Generator().manual_seed(3))
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(4))
+
+    def answer(sae: Callable[[Tensor], Tensor]) -> str:
+        return attach_latents(load_model(TOY).module, "conv2", sae, pixels(1, 32))[1]
+
+    def noisy(rows: Tensor) -> Tensor:
+        return (rows @ weight).relu() * (1 + 1e-7)
+
+    same = answer(lambda rows: (rows @ weight).relu())
+    assert answer(noisy) == same
+    others = [
+        answer(lambda rows: 2 * (rows @ weight).relu()),
+        answer(lambda rows: (rows @ weight).relu().square()),
+        answer(lambda rows: rows @ weight),
+        answer(lambda rows: (rows @ weight)[:, order]),
+        answer(lambda rows: (rows @ weight).relu() - 0.1),
+    ]
+    assert len({same, *others}) == 6
 
 
 @pytest.mark.parametrize(
