@@ -277,7 +277,8 @@ def merge_shards(
 def _stock(partial: Path, work: Work) -> tuple[list[Part], str]:
     """What is saved, and a name for this job's parts that none of them has."""
     parts = take_stock(partial, work)
-    jobs = [int(part.path.name[:4]) for part in parts]
+    numbers = [part.path.name[:4] for part in parts]
+    jobs = [int(number) for number in numbers if number.isdecimal()]
     return parts, f"{max(jobs, default=0) + 1:04d}"
 
 

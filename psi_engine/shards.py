@@ -209,9 +209,9 @@ def _said(made: Mapping[str, str]) -> str:
 def _set_aside(path: Path, why: str) -> None:
     aside = _beside(path.parent)
     aside.mkdir(exist_ok=True)
-    number = len([*aside.glob("*.safetensors")])
-    while (place := aside / f"{number}-{path.name}").exists():
-        number += 1
+    place, number = aside / path.name, 1
+    while place.exists():
+        place, number = aside / f"{path.stem}-{number}{path.suffix}", number + 1
     with (aside / _WHY).open("a", encoding="utf-8") as file:
         file.write(f"saved mining was set aside as {aside.name}/{place.name}: {why}\n")
     os.replace(path, place)

@@ -138,6 +138,7 @@ def test_saved_parts_made_otherwise_are_set_aside_and_told(
 ) -> None:
     with pytest.raises(Killed):
         work_on(tmp_path, die_at=60)
+    threads = mining_pass.torch.get_num_threads
     monkeypatch.setattr(mining_pass.torch, "get_num_threads", lambda: 77)
     here = inputs()
     mined, _, notes = mine_images(tmp_path, work_of(SETTINGS, here), SETTINGS, here)
@@ -145,7 +146,16 @@ def test_saved_parts_made_otherwise_are_set_aside_and_told(
     (note,) = notes
     assert "mining.set-aside" in note
     assert note.endswith("threads 77")
-    assert len([*(tmp_path / "mining.set-aside").glob("*.safetensors")]) == 1
+    (aside,) = (tmp_path / "mining.set-aside").glob("*.safetensors")
+    for path in (tmp_path / PARTIAL).iterdir():
+        path.unlink()
+    aside.rename(tmp_path / PARTIAL / "put-back.safetensors")  # it counts where it was made
+    monkeypatch.setattr(mining_pass.torch, "get_num_threads", threads)
+    covered: list[int] = []
+    progress = lambda what, done, total: covered.append(done)  # noqa: E731
+    mined, _, _ = mine_images(tmp_path, work_of(SETTINGS, here), SETTINGS, here, progress)
+    assert covered[0] == 64
+    assert_same(mined["maps"], whole["maps"])
 
 
 def test_ranks_of_a_machine_share_its_memory(

@@ -180,13 +180,17 @@ def test_stock_sets_aside_what_it_cannot_add_up_and_says_why(tmp_path: Path) -> 
         assert [part.path for part in take_stock(folder, work())] == [kept]
     assert [*folder.iterdir()] == [kept]
     aside = tmp_path / "mining.set-aside"
-    for number, name in enumerate("abc"):
-        assert (aside / f"{number}-{name}.safetensors").read_bytes() == bytes_of[name]
+    for name in "abc":
+        assert (aside / f"{name}.safetensors").read_bytes() == bytes_of[name]
     told = told_aside(folder)
     assert len(told) == 3
-    assert told[0].endswith("0-a.safetensors: mined with other settings")
-    assert "1-b.safetensors: a shard cannot be read" in told[1]
+    assert told[0].endswith("set-aside/a.safetensors: mined with other settings")
+    assert "b.safetensors: a shard cannot be read" in told[1]
     assert told[2].endswith("mined by torch 3, threads 1; now torch 2, threads 1")
+    (folder / "b.safetensors").write_bytes(b"another")
+    take_stock(folder, work())
+    assert (aside / "b.safetensors").read_bytes() == b"torn"
+    assert (aside / "b-1.safetensors").read_bytes() == b"another"
 
 
 def test_parts_that_share_images_are_not_added_up(tmp_path: Path) -> None:
@@ -197,7 +201,7 @@ def test_parts_that_share_images_are_not_added_up(tmp_path: Path) -> None:
     assert [str(part.covered) for part in take_stock(folder, work())] == ["0–5", "9–11"]
     assert [path.name for path in sorted(folder.iterdir())] == ["a.safetensors", "c.safetensors"]
     (told,) = told_aside(folder)
-    assert told.endswith("0-b.safetensors: shares images with a.safetensors")
+    assert told.endswith("set-aside/b.safetensors: shares images with a.safetensors")
 
 
 def test_a_part_of_every_image_is_a_finished_stage_whoever_made_it(tmp_path: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -82,6 +84,22 @@ def test_a_second_job_is_refused_and_a_killed_one_locks_nothing(tmp_path: Path) 
         with only_job(lock):
             assert lock.exists()
         assert not lock.exists()
+
+
+def test_a_lock_file_that_another_job_just_removed_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, tries = tmp_path / LOCK, []
+
+    def removed_first(file: IO[str], *_: object) -> None:
+        tries.append(file.name)
+        if len(tries) == 1:
+            lock.unlink()
+
+    monkeypatch.setattr("fcntl.lockf", removed_first)
+    with only_job(lock):
+        assert lock.read_text().startswith(f"process {os.getpid()} on ")
+    assert len(tries) == 2
 
 
 def test_only_rank_0_locks(tmp_path: Path) -> None:
