@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ BLOCK = 256
 EMBEDDINGS = "embeddings/embeddings.npy"
 PARTS = "embeddings/parts"
 """Folder of the rows that are done while the stage runs."""
+KEY = "embeddings/key.json"
+"""What the array was made for, where no manifest says it."""
 
 _COPIED = 1 << 24
 
@@ -98,6 +101,37 @@ def embed_boxes(
             raise CorruptDataError("rows are missing", got=part.rows, expected=end - first)
     world.wait()
     world.from_main(lambda: _put_together(path, parts, key, shape))
+    return path
+
+
+def embed_once(
+    folder: Path,
+    key: str,
+    source: ImageSource,
+    preprocess: Preprocess,
+    boxes: Boxes,
+    encoder: Encoder,
+    *,
+    device: torch.device,
+    batch_size: int,
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> Path:
+    """Embed as :func:`embed_boxes` into a folder without a manifest, which keeps its own key.
+
+    An array that stands under the same key is returned as it is; the parts it was put together
+    from are removed.
+    """
+    path, record = folder / EMBEDDINGS, folder / KEY
+    kept = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    if not path.is_file() or kept.get("key") != key:
+        record.unlink(missing_ok=True)
+        embed_boxes(
+            folder, key, source, preprocess, boxes, encoder,
+            device=device, batch_size=batch_size, workers=workers, progress=progress,
+        )  # fmt: skip
+        write_json(record, {"key": key})
+    shutil.rmtree(folder / PARTS, ignore_errors=True)
     return path
 
 

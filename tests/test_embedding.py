@@ -13,7 +13,7 @@ import torch
 from psi_engine import embedding
 from psi_engine.data import ImageSource, open_source
 from psi_engine.distributed import ALONE, World
-from psi_engine.embedding import EMBEDDINGS, PARTS, embed_boxes
+from psi_engine.embedding import EMBEDDINGS, PARTS, embed_boxes, embed_once
 from psi_engine.errors import DiskFullError
 from psi_engine.patches import crop_and_resize
 from psi_engine.types import Boxes
@@ -116,3 +116,33 @@ def test_a_full_disk_is_told_and_what_was_done_stays(
     assert not (tmp_path / EMBEDDINGS).exists()
     assert [rows for _, rows in embedding._rows_done(tmp_path / PARTS, "k", (ROWS, 48))] == [16]
     np.testing.assert_array_equal(embed(tmp_path, source), expected(source))
+
+
+def test_what_is_embedded_is_kept_without_its_parts(
+    tmp_path: Path, source: ImageSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def once(key: str) -> Path:
+        device = torch.device("cpu")
+        return embed_once(
+            tmp_path, key, source, toy.PREPROCESS, boxes(), toy.encoder(), device=device,
+            batch_size=3,
+        )  # fmt: skip
+
+    path = once("k")
+    assert np.array_equal(np.load(path), embed(tmp_path / "other", source))
+    assert not (tmp_path / PARTS).exists()
+    (tmp_path / PARTS).mkdir()  # as a kill before their end leaves them
+    calls: list[str] = []
+
+    def counting(folder: Path, key: str, *given: Any, **named: Any) -> Path:
+        calls.append(key)
+        return embed_boxes(folder, key, *given, **named)
+
+    monkeypatch.setattr(embedding, "embed_boxes", counting)
+    assert once("k") == path
+    assert not calls
+    assert not (tmp_path / PARTS).exists()
+    path.unlink()
+    once("k")
+    once("another")
+    assert calls == ["k", "another"]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from psi_engine.artifacts import fingerprint
-from psi_engine.embedding import embed_boxes
+from psi_engine.embedding import embed_once
 from psi_engine.encoders import load_encoder
 from psi_engine.errors import InputError
 from psi_engine.inputs import Texts, choose_vocabulary, embed_texts, reopen
@@ -97,7 +97,7 @@ def embed_again(
         encoder.fingerprint,
         where.type,
     )
-    path = embed_boxes(
+    path = embed_once(
         folder / encoder.fingerprint[:16],
         key,
         inputs.source,

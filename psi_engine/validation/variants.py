@@ -18,7 +18,7 @@ from torch import Tensor
 
 from psi_engine import artifacts
 from psi_engine.config import MineConfig, RunConfig, Sites
-from psi_engine.embedding import embed_boxes
+from psi_engine.embedding import embed_once
 from psi_engine.inputs import Inputs
 from psi_engine.mining import NETWORK_FORM, mine
 from psi_engine.ops.backend import resolve_device
@@ -193,7 +193,7 @@ def _embed(
         artifacts.tensor_fingerprint(torch.cat([boxes.image_ids[:, None], boxes.xyxy], 1)),
         device.type,
     )
-    path = embed_boxes(
+    path = embed_once(
         folder,
         key,
         inputs.source,

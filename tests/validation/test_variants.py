@@ -26,7 +26,7 @@ def inputs(toy_stored: StoredRun) -> Inputs:
 def embedded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many crops each call embeds."""
     counts: list[int] = []
-    original = module.embed_boxes
+    original = module.embed_once
 
     def counting(
         folder: Path, key: str, source: Any, preprocess: Any, boxes: Boxes, *a: Any, **k: Any
@@ -34,7 +34,7 @@ def embedded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         counts.append(len(boxes.image_ids))
         return original(folder, key, source, preprocess, boxes, *a, **k)
 
-    monkeypatch.setattr(module, "embed_boxes", counting)
+    monkeypatch.setattr(module, "embed_once", counting)
     return counts
 
 
