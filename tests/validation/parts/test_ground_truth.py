@@ -44,7 +44,7 @@ def test_settings_are_the_runs(context: Context, monkeypatch: Any) -> None:
 
     def stand_in(config: GroundTruthConfig, progress: Any) -> Path:
         asked.append(config)
-        Path(config.out).mkdir(parents=True)
+        Path(config.out).mkdir(parents=True, exist_ok=True)
         pq.write_table(table, Path(config.out) / ground_truth.TABLE)
         return Path(config.out)
 
@@ -78,6 +78,10 @@ def test_settings_are_the_runs(context: Context, monkeypatch: Any) -> None:
     assert ground_truth.preset_rows(rows[:2]) == []
     assert result.notes[0] == "planted-units: told"
     assert "the run's channels have 12" in result.notes[1]
+    assert len(result.notes) == 2
+    named = replace(given.stored, config=replace(config, concepts="words.txt"))
+    result = PART.compute(replace(given, stored=named))
+    assert result.notes[2].endswith("by the classes of the images, not by the run's words.txt")
 
 
 def test_other_inputs_than_the_runs_are_refused(context: Context, toy_copy: Path) -> None:
