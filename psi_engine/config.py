@@ -73,7 +73,8 @@ class MineConfig:
     """``per-image``: at most one site per image and channel; ``all``: any (image, u, v)."""
     precision: Precision = "fp32"
     """Arithmetic of the forward pass, see :mod:`psi_engine.mining.precision`; fp32 never uses
-    TF32, ``exact-fp16`` looks for candidates in fp16 and gives fp32's extremes."""
+    TF32, ``exact-fp16`` looks for candidates in fp16 and gives fp32's values of them; that no
+    other site belongs there is estimated, not proved."""
     batch_size: int = 64
     """Images loaded together. Sets loading only, never a result."""
     memory: int | None = None

@@ -78,7 +78,10 @@ def run(
     ] = None,
     sites: Annotated[str | None, typer.Option(help="per-image or all.")] = None,
     precision: Annotated[
-        str | None, typer.Option(help="Of mining: fp32, tf32, fp16, bf16 or exact-fp16.")
+        str | None,
+        typer.Option(
+            help="Of mining: fp32, tf32, fp16, bf16 or exact-fp16 (fp32's sites, by an estimate)."
+        ),
     ] = None,
     memory: Annotated[
         int | None, typer.Option(help="Bytes mining and scoring may use beside the model.")
