@@ -17,7 +17,7 @@ from torch import Tensor
 
 from psi_engine.artifacts import fingerprint, write_json
 from psi_engine.data import ImageSource, batches
-from psi_engine.embedding import embed_boxes
+from psi_engine.embedding import embed_once
 from psi_engine.encoders import Encoder
 from psi_engine.encoders.forward import exact_float32
 from psi_engine.errors import DataError, ModelError
@@ -72,7 +72,7 @@ def see_images(
     side = model.preprocess.image_size
     whole = Boxes(ids, torch.tensor([0, 0, side, side]).expand(len(ids), 4).contiguous())
     facts = (encoder.fingerprint, model.preprocess, source.fingerprint, device.type, len(ids))
-    path = embed_boxes(
+    path = embed_once(
         folder,
         fingerprint("whole images", *facts),
         source,
