@@ -222,24 +222,33 @@ def _blocks(
         refuse_unreadable(source, skipped)
         end = cursor + int(torch.searchsorted(image_ids[cursor:], batch.image_ids[-1], right=True))
         which = torch.searchsorted(batch.image_ids, image_ids[cursor:end])
-        pending.append(
-            crop_and_resize(
-                batch.views,
-                which.to(device),
-                xyxy[cursor:end].to(device),
-                encoder.image_size,
-                encoder.interpolation,
+        # Never more than a block of crops at once, however many boxes the images have.
+        for rows in _cuts(cursor, end, BLOCK - held):
+            pending.append(
+                crop_and_resize(
+                    batch.views,
+                    which[rows.start - cursor : rows.stop - cursor].to(device),
+                    xyxy[rows].to(device),
+                    encoder.image_size,
+                    encoder.interpolation,
+                )
             )
-        )
-        held, cursor = held + end - cursor, end
-        if held >= BLOCK:
-            crops = torch.cat(pending)
-            whole = held - held % BLOCK
-            yield from crops[:whole].split(BLOCK)
-            pending, held = [crops[whole:]], held - whole
+            held += rows.stop - rows.start
+            if held == BLOCK:
+                yield torch.cat(pending)
+                pending, held = [], 0
+        cursor = end
     refuse_unreadable(source, skipped)
     if held:
         yield torch.cat(pending)
+
+
+def _cuts(start: int, end: int, first: int) -> Iterator[slice]:
+    """Cut rows: the first so many, then a block each."""
+    while start < end:
+        stop = min(end, start + first)
+        yield slice(start, stop)
+        start, first = stop, BLOCK
 
 
 def refuse_unreadable(source: ImageSource, skipped: dict[int, str]) -> None:

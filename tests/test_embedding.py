@@ -55,14 +55,19 @@ def expected(source: ImageSource) -> np.ndarray:
 
 
 def embed(
-    folder: Path, source: ImageSource, world: World = ALONE, die_at: int | None = None, **key: str
+    folder: Path,
+    source: ImageSource,
+    world: World = ALONE,
+    die_at: int | None = None,
+    images: int = 3,
+    **key: str,
 ) -> np.ndarray:
     def progress(what: str, done: int, total: int) -> None:
         assert total == ROWS
         if die_at is not None and done >= die_at:
             raise Killed
 
-    arguments: dict[str, Any] = {"device": torch.device("cpu"), "batch_size": 3}
+    arguments: dict[str, Any] = {"device": torch.device("cpu"), "batch_size": images}
     path = embed_boxes(
         folder, key.get("key", "k"), source, toy.PREPROCESS, boxes(), toy.encoder(),
         **arguments, progress=progress, world=world,
@@ -146,3 +151,18 @@ def test_what_is_embedded_is_kept_without_its_parts(
     once("k")
     once("another")
     assert calls == ["k", "another"]
+
+
+def test_no_more_than_a_block_is_cropped_at_once(
+    tmp_path: Path, source: ImageSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+
+    def watched(views: torch.Tensor, which: torch.Tensor, *rest: Any) -> torch.Tensor:
+        sizes.append(len(which))
+        return crop_and_resize(views, which, *rest)
+
+    monkeypatch.setattr(embedding, "crop_and_resize", watched)
+    found = embed(tmp_path, source, images=20)  # all boxes in one batch of images
+    assert sizes == [8, 8, 8, 8, 8, 8, 5]
+    np.testing.assert_array_equal(found, expected(source))
