@@ -345,6 +345,19 @@ def test_other_data_is_refused_in_the_same_folder(finished: psi.Run, tmp_path: P
     assert bits(finished) == before
 
 
+def test_other_labels_are_scored_anew(images: Path, tmp_path: Path) -> None:
+    """Even where the fingerprint of the data does not see them."""
+    options = {**OPTIONS, "data": str(images), "out": str(tmp_path)}
+    config = psi.RunConfig.from_options(**options)
+    inputs = pipeline.check(config)
+    before = pipeline._keys(config, inputs, "mined", "words")
+    labels = inputs.source.labels
+    assert labels is not None
+    labels[-1] = 1 - labels[-1].clamp(max=1)
+    after = pipeline._keys(config, inputs, "mined", "words")
+    assert {stage for stage in before if before[stage] != after[stage]} == {"score"}
+
+
 def test_no_labels_and_no_text_are_said_everywhere(tmp_path: Path) -> None:
     flat = toy.write_images(tmp_path / "flat", 30, labelled=False)
     run = start(flat, tmp_path / "run", encoder="tests.toy:textless", layers=["conv2"])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from psi_engine.config import Precision
 from psi_engine.data import Batch, ImageSource, Preprocess, batches
+from psi_engine.errors import CorruptDataError
 from psi_engine.hooks import as_maps, capture
 from psi_engine.mining.precision import arithmetic
 from psi_engine.types import ActivationShape
@@ -37,6 +38,10 @@ class Sweep:
     skipped: dict[int, str]
     waited: float = field(default=0.0, init=False)
     spent: float = field(default=0.0, init=False)
+    _known: int = field(default=0, init=False)  # how many were skipped at the last look
+
+    def __post_init__(self) -> None:
+        self._read = torch.zeros(len(self.source), dtype=torch.bool)
 
     def over(
         self, indices: Tensor, layers: Sequence[str], turns: Sequence[tuple[Precision, Take]]
@@ -55,6 +60,11 @@ class Sweep:
         ------
         int
             Id of the last image that is done, after every micro-batch.
+
+        Raises
+        ------
+        CorruptDataError
+            An image that an earlier sweep read cannot be read any more.
         """
         if not len(indices):
             return
@@ -88,9 +98,24 @@ class Sweep:
                         if number == 0 and current is turns[0][1]:
                             outputs.run(x[:1])  # counts how often each layer is called
                         outputs.run(x)
+                self._refuse_gone()
+                self._read[ids] = True
                 self.waited = before + loaded.waited
                 self.spent = earlier + time.perf_counter() - began
                 yield int(ids[-1])
+        self._refuse_gone()
+
+    def _refuse_gone(self) -> None:
+        """Layers, or the parts of a refinement, would have seen different images."""
+        if len(self.skipped) == self._known:
+            return
+        self._known = len(self.skipped)
+        for image in (image for image in self.skipped if self._read[image]):
+            raise CorruptDataError(
+                "an image that was readable in an earlier pass no longer is",
+                got=f"{self.source.keys[image]}: {self.skipped[image]}",
+                fix="restore the data set, then run the same command again",
+            )
 
     @property
     def bottleneck(self) -> str:

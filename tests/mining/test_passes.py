@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
-from psi_engine.config import MineConfig
-from psi_engine.errors import InputError
-from psi_engine.mining import mine
+from psi_engine.config import MineConfig, Precision
+from psi_engine.errors import CorruptDataError, InputError
+from psi_engine.mining import mine, stream
 from psi_engine.mining.miner import Miner
 from psi_engine.mining.passes import buffer_bytes, layer_passes, working_bytes
 from psi_engine.types import ActivationShape
@@ -150,3 +151,34 @@ def test_a_whole_network_within_bounded_memory(tmp_path: Path) -> None:
     cut = mine(module, data, stages, config(top_k=4, bottom_k=2, reservoir=2, memory=48 << 20))
     for name in whole:
         assert_same(cut[name], whole[name])
+
+
+class Breaking(Dataset[Any]):
+    """Image 30 can be read so many times."""
+
+    def __init__(self, times: int) -> None:
+        self.images, self.left = images(40), times
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        if index == 30:
+            self.left -= 1
+            if self.left < 0:
+                raise OSError("image file is truncated")
+        return self.images[index]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "exact-fp16"])
+def test_an_image_that_breaks_between_passes_is_refused(
+    precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = ["maps.0", "maps.1"]
+    monkeypatch.setattr(stream, "layer_passes", lambda *given: [[name] for name in every])
+    options = config(precision=precision)
+    skipped: dict[int, str] = {}
+    mine(net(), Breaking(0), every, options, skipped=skipped)
+    assert skipped == {30: "image file is truncated"}
+    with pytest.raises(CorruptDataError, match="readable in an earlier pass.*got 30: image file"):
+        mine(net(), Breaking(1), every, options)
