@@ -247,7 +247,5 @@ def test_fingerprint_and_faults_of_a_saved_data_set(tmp_path: Path) -> None:
         (tmp_path / "3" / "state.json").write_text(
             json.dumps({"_data_files": [{"filename": name}]})
         )
-        with pytest.raises(
-            DataError, match=r"names what is no file of .*; got .*\.arrow"
-        ):
+        with pytest.raises(DataError, match=r"names what is no file of .*; got .*\.arrow"):
             open_source(tmp_path / "3")
