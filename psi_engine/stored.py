@@ -244,7 +244,8 @@ def write_score_inputs(
     artifacts.write_tensors(
         path,
         {name: x for name, x in tensors.items() if x is not None},
-        {"class_names": json.dumps(class_names), "concepts": json.dumps(concepts)},
+        # One entry: safetensors writes several in an order that differs from run to run.
+        {"names": json.dumps({"class_names": class_names, "concepts": concepts})},
     )
 
 
@@ -281,7 +282,7 @@ def load_stored(path: str | Path) -> StoredRun:
     patches = collect_patches(mined, seen, image_size)
     embeddings = torch.from_numpy(np.load(folder / EMBEDDINGS, mmap_mode="c"))
     labels = tensors.get("labels")
-    names = {name: json.loads(text) for name, text in notes.items()}
+    names = json.loads(notes["names"])
     return StoredRun(
         run,
         config,

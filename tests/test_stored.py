@@ -14,7 +14,7 @@ import psi_engine as psi
 from psi_engine.artifacts import open_run
 from psi_engine.errors import InputError, RunFolderError
 from psi_engine.inputs import reopen
-from psi_engine.stored import SCORE_INPUTS, StoredRun, load_stored
+from psi_engine.stored import SCORE_INPUTS, StoredRun, load_stored, write_score_inputs
 from tests import toy
 
 OPTIONS = {
@@ -112,3 +112,17 @@ def test_inputs_come_back_only_as_they_were(stored: StoredRun, tmp_path: Path) -
     (copy / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(RunFolderError, match="made with other encoder"):
         reopen(open_run(copy))
+
+
+def test_what_the_scorer_was_given_is_written_in_the_same_bytes(
+    stored: StoredRun, tmp_path: Path
+) -> None:
+    for number in range(8):  # an order drawn at random would differ in one of them
+        write_score_inputs(
+            tmp_path / str(number),
+            stored.labels,
+            stored.texts,
+            stored.class_names,
+            stored.concepts,
+        )
+    assert len({(tmp_path / str(number)).read_bytes() for number in range(8)}) == 1
