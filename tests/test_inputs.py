@@ -13,7 +13,7 @@ from psi_engine.inputs import check
 from psi_engine.report.tables import summarise
 from tests import toy
 from tests.models.saes import HERE
-from tests.test_pipeline import OPTIONS
+from tests.toy import RUN_OPTIONS
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(images: Path, **changes: Any) -> psi.RunConfig:
-    options = {**OPTIONS, "data": str(images), "top_k": 8, "pool": 24, **changes}
+    options = {**RUN_OPTIONS, "data": str(images), "top_k": 8, "pool": 24, **changes}
     return psi.RunConfig.from_options(**options)
 
 

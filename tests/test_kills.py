@@ -15,7 +15,7 @@ from psi_engine.bench.suite import is_finished
 from psi_engine.errors import RunFolderError
 from psi_engine.stored import load_stored
 from tests import toy
-from tests.test_pipeline import OPTIONS
+from tests.toy import RUN_OPTIONS
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +28,9 @@ def test_settings_and_results_agree_wherever_a_kill_falls(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
     """Results made under other settings never pass for those of the settings in the manifest."""
-    before = psi.RunConfig.from_options(**OPTIONS, data=str(images), out=str(tmp_path))
+    before = psi.RunConfig.from_options(**RUN_OPTIONS, data=str(images), out=str(tmp_path))
     psi.run(before)
-    after = replace(psi.RunConfig.from_options(**{**OPTIONS, **changes}, data=str(images)),
+    after = replace(psi.RunConfig.from_options(**{**RUN_OPTIONS, **changes}, data=str(images)),
                     out=str(tmp_path))  # fmt: skip
     entry = Entry("toy", "calibrated", 0, after)
     assert is_finished(replace(entry, config=before))

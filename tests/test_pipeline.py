@@ -18,17 +18,6 @@ from psi_engine.errors import CorruptDataError, RunFolderError
 from psi_engine.report.tables import summarise
 from tests import toy
 
-OPTIONS: dict[str, Any] = {
-    "model": "tests.toy:model",
-    "layers": ["conv2", "head"],
-    "encoder": "tests.toy:encoder",
-    "patch": 16,
-    "top_k": 12,
-    "pool": 60,
-    "replicates": 40,
-    "device": "cpu",
-}
-
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -36,7 +25,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(images: Path, out: Path, **changes: Any) -> psi.Run:
-    options = {**OPTIONS, "data": str(images), "out": str(out), **changes}
+    options = {**toy.RUN_OPTIONS, "data": str(images), "out": str(out), **changes}
     return psi.run(psi.RunConfig.from_options(**options))
 
 
@@ -227,7 +216,7 @@ def test_mining_and_embedding_continue_from_their_last_saved_state(
 
         return progress
 
-    options = {**OPTIONS, "data": str(images), "out": str(tmp_path / "run")}
+    options = {**toy.RUN_OPTIONS, "data": str(images), "out": str(tmp_path / "run")}
     config = psi.RunConfig.from_options(**options)
     for what, limit in (("mining", 33), ("embedding", 100)):
         with pytest.raises(KeyboardInterrupt):
@@ -253,7 +242,7 @@ def test_rows_of_another_interrupted_encoder_are_never_taken_for_done(
     def stop(*args: Any) -> None:
         raise KeyboardInterrupt
 
-    options = {**OPTIONS, "data": str(images), "out": str(tmp_path / "run")}
+    options = {**toy.RUN_OPTIONS, "data": str(images), "out": str(tmp_path / "run")}
     with pytest.raises(KeyboardInterrupt):
         psi.run(
             psi.RunConfig.from_options(**options),
@@ -319,7 +308,12 @@ def test_corrupt_images_at_the_end_do_not_stop_a_resumed_run(
     for file in sorted(folder.rglob("*.png"))[-3:]:
         file.write_bytes(b"broken")
     monkeypatch.setattr(mining_pass, "CHECKPOINT_IMAGES", 16)
-    options = {**OPTIONS, "data": str(folder), "out": str(tmp_path / "run"), "batch_size": 4}
+    options = {
+        **toy.RUN_OPTIONS,
+        "data": str(folder),
+        "out": str(tmp_path / "run"),
+        "batch_size": 4,
+    }
 
     def stop_late(what: str, done: int, total: int) -> None:
         if done >= 48:
@@ -347,7 +341,7 @@ def test_other_data_is_refused_in_the_same_folder(finished: psi.Run, tmp_path: P
 
 def test_other_labels_are_scored_anew(images: Path, tmp_path: Path) -> None:
     """Even where the fingerprint of the data does not see them."""
-    options = {**OPTIONS, "data": str(images), "out": str(tmp_path)}
+    options = {**toy.RUN_OPTIONS, "data": str(images), "out": str(tmp_path)}
     config = psi.RunConfig.from_options(**options)
     inputs = pipeline.check(config)
     before = pipeline._keys(config, inputs, "mined", "words")
@@ -421,7 +415,7 @@ def test_corrupt_images_are_skipped_and_listed(tmp_path: Path) -> None:
 def test_paper_preset_runs_and_differs_from_the_calibrated_one(
     finished: psi.Run, images: Path, tmp_path: Path
 ) -> None:
-    options = {**OPTIONS, "data": str(images), "out": str(tmp_path), "image_size": 32}
+    options = {**toy.RUN_OPTIONS, "data": str(images), "out": str(tmp_path), "image_size": 32}
     for name in ("patch", "replicates", "pool"):
         options.pop(name)
     run = psi.run(psi.RunConfig.from_options(preset="paper", **options))

@@ -17,17 +17,6 @@ from psi_engine.inputs import reopen
 from psi_engine.stored import SCORE_INPUTS, StoredRun, load_stored, write_score_inputs
 from tests import toy
 
-OPTIONS = {
-    "model": "tests.toy:model",
-    "layers": ["conv2", "head"],
-    "encoder": "tests.toy:encoder",
-    "patch": 16,
-    "top_k": 12,
-    "pool": 60,
-    "replicates": 40,
-    "device": "cpu",
-}
-
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -37,7 +26,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def stored(images: Path, tmp_path_factory: pytest.TempPathFactory) -> StoredRun:
     out = tmp_path_factory.mktemp("run")
-    psi.run(psi.RunConfig.from_options(**OPTIONS, data=str(images), out=str(out)))
+    psi.run(psi.RunConfig.from_options(**toy.RUN_OPTIONS, data=str(images), out=str(out)))
     return load_stored(out)
 
 

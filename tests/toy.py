@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -121,3 +122,16 @@ def write_images(folder: Path, count: int, *, labelled: bool = True) -> Path:
         home.mkdir(parents=True, exist_ok=True)
         draw(number, colour).save(home / f"{number:04d}.png")
     return folder
+
+
+RUN_OPTIONS: dict[str, Any] = {
+    "model": "tests.toy:model",
+    "layers": ["conv2", "head"],
+    "encoder": "tests.toy:encoder",
+    "patch": 16,
+    "top_k": 12,
+    "pool": 60,
+    "replicates": 40,
+    "device": "cpu",
+}
+"""A run of the toy world; ``data`` and ``out`` are missing."""

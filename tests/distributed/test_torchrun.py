@@ -51,18 +51,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def job(path: Path, images: Path, out: Path, deaths: dict[str, int] | None = None) -> str:
-    options = {
-        "model": "tests.toy:model",
-        "layers": ["conv2", "head"],
-        "encoder": "tests.toy:encoder",
-        "patch": 16,
-        "top_k": 12,
-        "pool": 60,
-        "replicates": 40,
-        "device": "cpu",
-        "data": str(images),
-        "out": str(out),
-    }
+    options = {**toy.RUN_OPTIONS, "data": str(images), "out": str(out)}
     path.write_text(json.dumps({"options": options, "deaths": deaths or {}}))
     return str(path)
 
