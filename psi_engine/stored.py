@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -157,6 +158,37 @@ class StoredRun:
     class_names: tuple[str, ...] | None
     image_size: int
 
+    def assignments(self, layer: str) -> Tensor:
+        """Clusters of a layer's top sites as they were scored.
+
+        Returns
+        -------
+        Tensor
+            int64 (channels, patches), −1 = none; the axes of the layer's ``embeddings``.
+
+        Raises
+        ------
+        InputError
+            No such layer.
+        """
+        stored = self._layer(layer)
+        ours = (pc.field("layer") == layer) & (pc.field("kind").cast("string") == "top")
+        table = self.run.sites.filter(ours & pc.field("cluster").is_valid())
+        channels, ranks, clusters = (
+            torch.tensor(table[name].to_numpy(), dtype=torch.int64)
+            for name in ("channel", "rank", "cluster")
+        )
+        order = torch.argsort(stored.sites.channels)
+        rows = order[torch.searchsorted(stored.sites.channels[order], channels)]
+        out = torch.full(stored.rows.shape, -1)
+        out[rows, ranks] = clusters
+        return out
+
+    def _layer(self, name: str) -> StoredLayer:
+        if name not in self.layers:
+            raise InputError("no such layer in the run", got=name, expected=list(self.layers))
+        return self.layers[name]
+
     def score(
         self,
         layer: str,
@@ -187,9 +219,7 @@ class StoredRun:
         InputError
             No such layer, or fewer than 4 patches asked for.
         """
-        if layer not in self.layers:
-            raise InputError("no such layer in the run", got=layer, expected=list(self.layers))
-        stored = self.layers[layer]
+        stored = self._layer(layer)
         given: dict[str, Any] = {
             "mask": stored.mask,
             "channel_ids": stored.channel_ids,

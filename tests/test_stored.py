@@ -43,6 +43,13 @@ def test_scoring_again_gives_the_bits_of_the_run(stored: StoredRun) -> None:
     assert start == len(table)
 
 
+def test_assignments_are_those_of_the_scores(stored: StoredRun) -> None:
+    for name in stored.layers:
+        assert torch.equal(stored.assignments(name), stored.score(name).assignments)
+    with pytest.raises(InputError, match="no such layer"):
+        stored.assignments("conv9")
+
+
 def test_a_part_of_the_patches_or_channels_is_scored_as_if_it_were_all(stored: StoredRun) -> None:
     layer = stored.layers["conv2"]
     prefix = stored.score("conv2", patches=8)

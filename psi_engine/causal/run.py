@@ -247,28 +247,13 @@ def _layer_plan(stored: StoredRun, layer: StoredLayer, config: SwapConfig) -> La
     side = square_side(layer.field, stored.image_size, config.swap_patch)
     return LayerPlan(
         sites=layer.sites,
-        assignments=_assignments(stored, layer),
+        assignments=stored.assignments(layer.name),
         mask=layer.mask,
         field=layer.field,
         side=side,
         image_size=stored.image_size,
         seed=config.seed,
     )
-
-
-def _assignments(stored: StoredRun, layer: StoredLayer) -> Tensor:
-    """Clusters of the top sites as they were scored, int64 (channels, patches), −1 = none."""
-    table = stored.run.sites
-    ours = pc.and_(
-        pc.equal(table["layer"], layer.name), pc.equal(table["kind"].cast(pa.string()), "top")
-    )
-    table = table.filter(pc.and_(ours, pc.is_valid(table["cluster"])))
-    place = {channel: row for row, channel in enumerate(layer.sites.channels.tolist())}
-    rows = [place[channel] for channel in table["channel"].to_pylist()]
-    out = torch.full(layer.mask.shape, -1)
-    ranks, clusters = (table[name].to_numpy().astype(np.int64) for name in ("rank", "cluster"))
-    out[torch.tensor(rows, dtype=torch.int64), torch.from_numpy(ranks)] = torch.from_numpy(clusters)
-    return out
 
 
 def _host_kinds(stored: StoredRun, config: SwapConfig) -> tuple[tuple[HostKind, ...], list[str]]:

@@ -165,15 +165,10 @@ def judged_before(stored: StoredRun, layer: StoredLayer) -> Judgement:
     """What the run's own tables say of a layer."""
     run = stored.run
     ours = pc.field("layer") == layer.name
-    sites = run.sites.filter(ours & (pc.field("kind").cast("string") == "top"))
-    shape = layer.rows.shape
-    assignments = np.full(shape, -1, np.int64)
-    rows = np.searchsorted(layer.sites.channels.numpy(), sites["channel"].to_numpy())
-    places = sites["rank"].to_numpy()
-    clusters = pc.fill_null(sites["cluster"], -1).to_numpy()
-    inside = places < shape[1]
-    assignments[rows[inside], places[inside]] = clusters[inside]
     notes = run.manifest["stages"]["score"]["notes"].get(layer.name, ())
     return Judgement(
-        run.channels.filter(ours), run.clusters.filter(ours), assignments, tuple(notes)
+        run.channels.filter(ours),
+        run.clusters.filter(ours),
+        stored.assignments(layer.name).numpy(),
+        tuple(notes),
     )
