@@ -8,6 +8,7 @@ patches and naming of labels gives the same bits.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,11 +16,17 @@ from torch import Tensor
 
 from psi_engine.config import Backend
 from psi_engine.errors import InputError
-from psi_engine.ops.backend import in_chunks, memory_budget, resolve_backend
-from psi_engine.ops.random import string_key, uniform
+from psi_engine.ops import _cuda
+from psi_engine.ops.backend import fall_back, in_chunks, memory_budget, resolve_backend
+from psi_engine.ops.random import hash_keys, string_key, uniform
 
 SHUFFLE = string_key("ops.contingency.shuffle")
 """Separates the draws of the shuffles from others made with the same keys."""
+
+BLOCKS = (128, 64, 32)
+"""Threads a block of the CUDA kernel may have, one per replicate: the first that fits is taken."""
+
+_MOST_BLOCKS = 1 << 16
 
 
 def normalized_mutual_information(
@@ -90,9 +97,8 @@ def permutation_nmi(
     replicates : int
         Shuffles per channel, at least 1.
     backend : {"auto", "torch", "numba", "cuda"}
-        ``cuda`` runs in torch on the GPU: this operation has no kernel of its own.
     memory : int, optional
-        Bytes for temporaries.
+        Bytes for temporaries of the torch path.
 
     Returns
     -------
@@ -131,6 +137,12 @@ def permutation_nmi(
         from psi_engine.ops import _numba
 
         return _numba.permutation_nmi(a, b, count, keys, replicates, _table(patches))
+    if chosen == "cuda":
+        labels_used = int(b.max()) + 1
+        reason = unsupported_reason(patches, labels_used, _cuda.shared_memory_limit(a.device))
+        if reason is None:
+            return _launch(a, b, count, keys, replicates, labels_used)
+        fall_back(backend, "the contingency kernel", reason)
 
     def run(part: slice) -> Tensor:
         rows = torch.arange(part.start, part.stop, device=a.device)
@@ -219,6 +231,65 @@ def _nmi(joint: Tensor, a: Tensor, b: Tensor) -> Tensor:
     informative = (t_a < t_all) & (t_b < t_all)
     mutual = (t_joint - t_a - t_b + t_all).clamp(min=0)
     return torch.where(informative, 2 * mutual.double() / both.clamp(min=1).double(), 0.0)
+
+
+class Launch(NamedTuple):
+    """How the CUDA kernel runs: macros, threads per block, dynamic shared memory in bytes."""
+
+    defines: dict[str, str]
+    block: int
+    shared_bytes: int
+
+
+def plan(patches: int, labels: int, shared_limit: int) -> Launch | None:
+    """The widest block that fits, or None; the layout stands at the head of the kernel."""
+    item = 1 if patches < 1 << 8 else 2
+    for block in BLOCKS if patches < 1 << 16 else ():
+        needed = 20 * patches + item * block * (patches + labels)
+        if needed <= shared_limit:
+            counted = {1: "unsigned char", 2: "unsigned short"}[item]
+            return Launch({"BLOCK": str(block), "COUNT_T": counted}, block, needed)
+    return None
+
+
+def unsupported_reason(patches: int, labels: int, shared_limit: int) -> str | None:
+    """Why the CUDA kernel cannot take sets of this size, or None when it can."""
+    if plan(patches, labels, shared_limit) is None:
+        return f"{patches} patches with {labels} labels do not fit {shared_limit} B shared"
+    return None
+
+
+def kernel_arguments(
+    a: Tensor, b: Tensor, count: Tensor, keys: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What the kernel reads: cluster, order, label, count, marginals, keys, table."""
+    order = a.masked_fill(a < 0, a.shape[1]).argsort(dim=-1, stable=True)
+    table = torch.from_numpy(_table(a.shape[-1])).to(a.device)
+    sums = [table[_counts(x, int(x.max()) + 1)].sum(-1) for x in (a, b)]
+    return (
+        a.gather(-1, order).to(torch.int32),
+        order.to(torch.int32),
+        b.to(torch.int32).contiguous(),
+        count.to(torch.int32),
+        torch.stack([*sums, table[count]], dim=-1),
+        hash_keys(keys, SHUFFLE),
+        table,
+    )
+
+
+def _launch(
+    a: Tensor, b: Tensor, count: Tensor, keys: Tensor, replicates: int, labels: int
+) -> Tensor:
+    channels, patches = a.shape
+    how = plan(patches, labels, _cuda.shared_memory_limit(a.device))
+    assert how is not None  # unsupported_reason has asked
+    out = torch.empty(channels, replicates, dtype=torch.float64, device=a.device)
+    sizes = (np.int32(x) for x in (channels, patches, labels, replicates))
+    arguments = (*kernel_arguments(a, b, count, keys), out, *sizes)
+    grid = min(channels * -(-replicates // how.block), _MOST_BLOCKS)
+    function = _cuda.kernel("contingency", how.defines, a.device)
+    _cuda.launch(function, grid, how.block, arguments, how.shared_bytes, a.device)
+    return out
 
 
 @lru_cache(maxsize=16)

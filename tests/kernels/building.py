@@ -12,6 +12,14 @@ import pytest
 from psi_engine.ops import _cuda
 
 HERE = Path(__file__).parent
+HOPPER_SHARED = 232_448
+"""Bytes of shared memory one block may ask for on sm_90."""
+_OUTCOMES = {1: "divergent barrier", 2: "shared memory overrun"}
+
+
+def launched(outcome: int) -> None:
+    """Fail with the reason when the shim stopped a launch."""
+    assert outcome == 0, _OUTCOMES[outcome]
 
 
 def build(kernel: str, signature: str, call: str, defines: dict[str, str], folder: Path):

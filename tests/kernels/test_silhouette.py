@@ -10,7 +10,7 @@ import torch
 
 from psi_engine.ops import silhouette as op
 from psi_engine.ops.fixed_point import BOUND, fraction_bits
-from tests.kernels.building import build
+from tests.kernels.building import HOPPER_SHARED, build, launched
 from tests.reference.silhouette import silhouette as reference
 
 SIGNATURE = (
@@ -18,7 +18,6 @@ SIGNATURE = (
     "int patches, int clusters, double scale, double step, int tiled"
 )
 CALL = "grams, labels, out, bad, problems, patches, clusters, scale, step, tiled"
-HOPPER_SHARED = 232_448  # bytes one block may ask for on sm_90
 
 
 @pytest.fixture(scope="module", params=["float", "double"])
@@ -59,7 +58,7 @@ def kernel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             ctypes.c_double(1 / scale),
             int(tiled),
         )
-        assert outcome == 0, {1: "divergent barrier", 2: "shared memory overrun"}[outcome]
+        launched(outcome)
         return out, bool(bad)
 
     call.dtype = dtype  # type: ignore[attr-defined]
