@@ -52,7 +52,9 @@ _MINED_PARTS: dict[str, Any] = {
     "pool": PoolSites,
     "stats": ActivationStats,
 }
-_RECORDED = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "numba", "pyarrow")
+_RECORDED = (
+    "torch", "torchvision", "open_clip_torch", "timm", "pillow", "numpy", "numba", "pyarrow",
+)  # fmt: skip
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)

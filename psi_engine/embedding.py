@@ -4,7 +4,8 @@ The crops are sorted by (image, box). They are cut from the model's own view of 
 resized, centre-cropped uint8 picture the network saw), resized to the encoder's input on the
 device, and encoded in blocks of one fixed size, so that neither loading nor resuming nor the
 number of ranks changes the bits of a row. A block's rows are on the disk before they are counted
-as done; ranks share the blocks and write files of their own, which rank 0 puts together.
+as done; ranks share the blocks and write files of their own, which rank 0 puts together. Rows that
+other software, another device or another number of threads left are not mixed in.
 """
 
 from __future__ import annotations
@@ -12,20 +13,22 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from psi_engine.artifacts import atomic, full_disk_told, write_json
+from psi_engine.artifacts import atomic, fingerprint, full_disk_told, write_json
 from psi_engine.data import ImageSource, Preprocess, batches
 from psi_engine.distributed import ALONE, World
 from psi_engine.encoders import Encoder
 from psi_engine.errors import CorruptDataError
 from psi_engine.patches import crop_and_resize
+from psi_engine.provenance import differences, made_here
 from psi_engine.ranges import Ranges
 from psi_engine.types import Boxes, Progress
 
@@ -54,19 +57,23 @@ def embed_boxes(
     workers: int = 0,
     progress: Progress | None = None,
     world: World = ALONE,
+    notes: list[str] | None = None,
 ) -> Path:
     """Embed the boxes into ``folder``/embeddings/embeddings.npy, float32 (n, dim), unit rows.
 
     Parameters
     ----------
     key : str
-        Of the stage. Rows done under the same key are kept, those of another key dropped.
+        Of the stage. Rows done under the same key by the same software, device and number of
+        threads are kept, those of another key dropped.
     boxes : Boxes
         Sorted by image id.
     batch_size, workers : int
         Of image loading.
     world : World
         Ranks that share the work, in one folder; each sees the whole array on return.
+    notes : list, optional
+        On rank 0 filled with what was done before and is done again, and why.
 
     Returns
     -------
@@ -82,15 +89,18 @@ def embed_boxes(
     """
     shape = (len(boxes.image_ids), encoder.dim)
     blocks = -(-shape[0] // BLOCK)
-    path, parts = folder / EMBEDDINGS, folder / PARTS
-    done = world.from_main(lambda: _rows_done(parts, key, shape))
+    made = made_here(device)
+    path, parts = folder / EMBEDDINGS, folder / PARTS / fingerprint(made)
+    done, told = world.from_main(lambda: (_rows_done(parts, key, shape), _others(parts, key, made)))
+    if notes is not None and world.main:
+        notes += told
     todo = Ranges.of([(0, blocks)]) - Ranges.of(
         (first // BLOCK, -(-(first + rows) // BLOCK)) for first, rows in done
     )
     finished = blocks - len(todo)
     for start, stop in todo.slice(world.share(len(todo))):
         first, end = start * BLOCK, min(stop * BLOCK, shape[0])
-        part = _Part(parts, first, key, shape)
+        part = _Part(parts, first, key, shape, made)
         wanted = Boxes(boxes.image_ids[first:end].contiguous(), boxes.xyxy[first:end])
         for crops in _blocks(source, preprocess, wanted, encoder, device, batch_size, workers):
             part.append(encoder.encode_images(crops).cpu().numpy())
@@ -143,6 +153,7 @@ class _Part:
     first: int
     key: str
     shape: tuple[int, int]
+    made: Mapping[str, str]
     rows: int = 0
 
     @property
@@ -160,21 +171,51 @@ class _Part:
             file.flush()
             os.fsync(file.fileno())
         self.rows += len(rows)
-        write_json(note, {"key": self.key, "shape": self.shape, "rows": self.rows})
+        facts = {"key": self.key, "shape": self.shape, "rows": self.rows, "made": self.made}
+        write_json(note, facts)
 
 
 def _rows_done(parts: Path, key: str, shape: tuple[int, int]) -> list[tuple[int, int]]:
     """(first, rows) of each finished part of this work, in order; what else is there goes."""
     found = []
     for data in sorted(parts.glob("*.f32")):
-        note = data.with_suffix(".json")
-        held = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
+        held = _facts(data)
         if held.get("key") == key and held["shape"] == list(shape):
             found.append((int(data.stem), int(held["rows"])))
         else:
-            note.unlink(missing_ok=True)
-            data.unlink()
+            _remove(data)
     return found
+
+
+def _others(parts: Path, key: str, made: Mapping[str, str]) -> list[str]:
+    """What was left by another maker, in a folder beside; what it did for another key goes.
+
+    The rows of this key stay until the stage is done: back where they were made they count.
+    """
+    found: dict[Path, list[dict[str, Any]]] = {}
+    for data in sorted(parts.parent.rglob("*.f32")):
+        held = _facts(data)
+        if data.parent == parts:
+            continue
+        if data.parent == parts.parent or held.get("key") != key:
+            _remove(data)
+        else:
+            found.setdefault(data.parent, []).append(held)
+    return [
+        f"{sum(x['rows'] for x in held)} rows that were embedded before are embedded again: made "
+        f"by {differences(held[0]['made'], made)}"
+        for held in found.values()
+    ]
+
+
+def _facts(data: Path) -> dict[str, Any]:
+    note = data.with_suffix(".json")
+    return json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
+
+
+def _remove(data: Path) -> None:
+    data.with_suffix(".json").unlink(missing_ok=True)
+    data.unlink()
 
 
 def _put_together(path: Path, parts: Path, key: str, shape: tuple[int, int]) -> None:

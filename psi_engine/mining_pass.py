@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from psi_engine import artifacts
@@ -14,8 +13,9 @@ from psi_engine.config import MineConfig, RunConfig
 from psi_engine.distributed import ALONE, LOCK, World, launched, only_job
 from psi_engine.errors import InputError
 from psi_engine.inputs import Inputs, check
-from psi_engine.mining import MINING, NETWORK_FORM, Miner, exchange, mine, pack_state
+from psi_engine.mining import MICRO_BATCH, MINING, NETWORK_FORM, Miner, exchange, mine, pack_state
 from psi_engine.ops.backend import memory_budget
+from psi_engine.provenance import made_here
 from psi_engine.ranges import Ranges
 from psi_engine.shards import (
     Part,
@@ -53,18 +53,8 @@ def work_of(config: RunConfig, inputs: Inputs) -> Work:
         NETWORK_FORM[inputs.device.type],
     )
     shapes = {layer: inputs.shapes[layer] for layer in inputs.layers}
-    made = made_here(inputs.device)
+    made = made_here(inputs.device) | {"micro-batch": str(MICRO_BATCH[inputs.device.type])}
     return Work(key, inputs.identity, len(inputs.source), config.mine, shapes, made)
-
-
-def made_here(device: torch.device) -> dict[str, str]:
-    """What the bits of activations depend on beside the work: software, device, threads."""
-    versions = artifacts.versions()
-    found = {name: versions[name] for name in ("psi_engine", "torch")}
-    if device.type == "cuda":
-        return found | {"device": torch.cuda.get_device_name(device)}
-    instructions = torch.backends.cpu.get_cpu_capability()
-    return found | {"device": f"CPU {instructions}", "threads": str(torch.get_num_threads())}
 
 
 @dataclass
@@ -173,7 +163,10 @@ def mine_images(
     skipped = {image: reason for found, _ in gathered for image, reason in found.items()}
     refuse_too_many_skipped(len(skipped), work.images)
     notes = dict.fromkeys(note for _, notes in gathered for note in notes)  # ranks may say the same
-    return mined, skipped, [*told_aside(partial), *notes]
+    aside = [
+        f"saved mining was set aside as {x['file']}: {x['reason']}" for x in told_aside(partial)
+    ]
+    return mined, skipped, [*aside, *notes]
 
 
 def mine_shard(config: RunConfig, share: tuple[int, int], progress: Progress | None = None) -> Path:

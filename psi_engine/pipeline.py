@@ -25,10 +25,12 @@ from psi_engine.distributed import LOCK, World, join, only_job
 from psi_engine.embedding import EMBEDDINGS, PARTS, embed_boxes
 from psi_engine.inputs import Inputs, check, embed_texts, run_folder
 from psi_engine.mining import dead_channels
-from psi_engine.mining_pass import PARTIAL, Work, made_here, mine_images, work_of
+from psi_engine.mining_pass import PARTIAL, Work, mine_images, work_of
 from psi_engine.ops.backend import memory_budget
 from psi_engine.patches import collect_patches, receptive_field, site_boxes
+from psi_engine.provenance import made_here
 from psi_engine.scores.describe import describe_clusters
+from psi_engine.shards import told_aside
 from psi_engine.stored import (
     MINED,
     SCORE_INPUTS,
@@ -177,6 +179,7 @@ def _mine(
         mined, skipped, facts["notes"] = found
         artifacts.write_mined(path, mined)
         facts["images"] = mined[inputs.layers[0]].images
+        facts["set_aside"] = told_aside(folder.path / PARTIAL)
         facts["skipped"] = [
             {"image_id": i, "key": inputs.source.keys[i], "reason": reason}
             for i, reason in sorted(skipped.items())
@@ -246,6 +249,7 @@ def _embed(
         return
     started = time.perf_counter()
     folder.begin("embed", key)
+    notes: list[str] = []
     embed_boxes(
         folder.path,
         key,
@@ -258,6 +262,7 @@ def _embed(
         workers=config.workers,
         progress=progress,
         world=world,
+        notes=notes,
     )
     if world.main:
         corners = zip(("x0", "y0", "x1", "y1"), patches.boxes.xyxy.numpy().T, strict=True)
@@ -269,6 +274,7 @@ def _embed(
         time.perf_counter() - started,
         crops=len(patches.boxes.image_ids),
         dim=inputs.encoder.dim,
+        notes=notes,
     )
     folder.discard(PARTS)
 

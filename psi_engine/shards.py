@@ -23,12 +23,13 @@ from psi_engine.config import MineConfig
 from psi_engine.data.loading import MAX_SKIPPED
 from psi_engine.errors import CorruptDataError, InputError
 from psi_engine.mining import Miner, pack_state, unpack_state
+from psi_engine.provenance import differences
 from psi_engine.ranges import Ranges
 from psi_engine.types import ActivationShape
 
 FORMAT = "psi-engine mined images 2"
 """Says what the file is; the number rises with the layout."""
-_WHY = "why.txt"  # among parts that were set aside
+_WHY = "why.jsonl"  # among parts that were set aside
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ def take_stock(folder: Path, work: Work) -> list[Part]:
         if part.work.key != work.key:
             _set_aside(path, "mined with other settings")
         elif part.work.made != work.made and len(part.covered) < work.images:
-            _set_aside(path, f"mined by {_said(part.work.made)}; now {_said(work.made)}")
+            _set_aside(path, f"mined by {differences(part.work.made, work.made)}")
         else:
             found.append(part)
     kept: list[Part] = []
@@ -202,10 +203,6 @@ def take_stock(folder: Path, work: Work) -> list[Part]:
     return sorted(kept, key=lambda part: part.covered.parts)
 
 
-def _said(made: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in made.items())
-
-
 def _set_aside(path: Path, why: str) -> None:
     aside = _beside(path.parent)
     aside.mkdir(exist_ok=True)
@@ -213,7 +210,7 @@ def _set_aside(path: Path, why: str) -> None:
     while place.exists():
         place, number = aside / f"{path.stem}-{number}{path.suffix}", number + 1
     with (aside / _WHY).open("a", encoding="utf-8") as file:
-        file.write(f"saved mining was set aside as {aside.name}/{place.name}: {why}\n")
+        file.write(json.dumps({"file": f"{aside.name}/{place.name}", "reason": why}) + "\n")
     os.replace(path, place)
 
 
@@ -221,10 +218,11 @@ def _beside(folder: Path) -> Path:
     return folder.with_suffix(".set-aside")
 
 
-def told_aside(folder: Path) -> list[str]:
-    """What :func:`take_stock` has ever set aside of a folder, and why."""
+def told_aside(folder: Path) -> list[dict[str, str]]:
+    """What :func:`take_stock` has ever set aside of a folder: ``file`` and ``reason`` of each."""
     path = _beside(folder) / _WHY
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
 
 
 class Saver:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ def embed(
     world: World = ALONE,
     die_at: int | None = None,
     images: int = 3,
-    **key: str,
+    key: str = "k",
+    notes: list[str] | None = None,
 ) -> np.ndarray:
     def progress(what: str, done: int, total: int) -> None:
         assert total == ROWS
@@ -69,8 +71,8 @@ def embed(
 
     arguments: dict[str, Any] = {"device": torch.device("cpu"), "batch_size": images}
     path = embed_boxes(
-        folder, key.get("key", "k"), source, toy.PREPROCESS, boxes(), toy.encoder(),
-        **arguments, progress=progress, world=world,
+        folder, key, source, toy.PREPROCESS, boxes(), toy.encoder(),
+        **arguments, progress=progress, world=world, notes=notes,
     )  # fmt: skip
     return np.load(path)
 
@@ -82,7 +84,7 @@ def test_rows_do_not_depend_on_ranks_and_kills(
     for number, size in enumerate(sizes[:-1]):
         with pytest.raises(Killed):
             on_ranks(size, lambda world, at=16 * number + 17: embed(tmp_path, source, world, at))
-        assert [*(tmp_path / PARTS).glob("*.f32")]
+        assert [*(tmp_path / PARTS).rglob("*.f32")]
     for found in on_ranks(sizes[-1], lambda world: embed(tmp_path, source, world)):
         np.testing.assert_array_equal(found, expected(source))
 
@@ -90,7 +92,7 @@ def test_rows_do_not_depend_on_ranks_and_kills(
 def test_a_torn_block_is_done_again(tmp_path: Path, source: ImageSource) -> None:
     with pytest.raises(Killed):
         embed(tmp_path, source, die_at=24)
-    (data,) = (tmp_path / PARTS).glob("*.f32")
+    (data,) = (tmp_path / PARTS).rglob("*.f32")
     with open(data, "ab") as file:  # killed in the middle of a block's rows
         file.write(b"\x07" * 100)
     np.testing.assert_array_equal(embed(tmp_path, source), expected(source))
@@ -99,9 +101,47 @@ def test_a_torn_block_is_done_again(tmp_path: Path, source: ImageSource) -> None
 def test_rows_under_another_key_are_dropped(tmp_path: Path, source: ImageSource) -> None:
     with pytest.raises(Killed):
         embed(tmp_path, source, die_at=24, key="other")
-    (data,) = (tmp_path / PARTS).glob("*.f32")
+    (data,) = (tmp_path / PARTS).rglob("*.f32")
     data.write_bytes(bytes(data.stat().st_size))
     np.testing.assert_array_equal(embed(tmp_path, source), expected(source))
+
+
+def test_rows_of_other_threads_are_told_and_wait_for_them(
+    tmp_path: Path, source: ImageSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[str] = []
+    with pytest.raises(Killed):
+        embed(tmp_path, source, die_at=24, notes=notes)
+    (data,) = (tmp_path / PARTS).rglob("*.f32")
+    left = data.read_bytes()
+    data.write_bytes(bytes(len(left)))  # so that a row of it would show
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+    assert not notes
+    with pytest.raises(Killed):
+        on_ranks(2, lambda world: embed(tmp_path, source, world, die_at=10, notes=notes))
+    told = f"24 rows .* embedded again: made by threads {threads}; now threads 77"
+    assert len(notes) == 1
+    assert re.fullmatch(told, notes[0])
+    np.testing.assert_array_equal(embed(tmp_path / "copy", source), expected(source))
+    monkeypatch.undo()
+    monkeypatch.setattr(embedding, "BLOCK", 8)
+    data.write_bytes(left)
+    done: list[int] = []
+    monkeypatch.setattr(
+        toy.PixelEncoder, "encode_images", counted(toy.PixelEncoder.encode_images, done)
+    )
+    found = embed(tmp_path, source)
+    assert sum(done) == ROWS - 24
+    np.testing.assert_array_equal(found, expected(source))
+
+
+def counted(encode: Any, done: list[int]) -> Any:
+    def encode_images(self: Any, crops: torch.Tensor) -> torch.Tensor:
+        done.append(len(crops))
+        return encode(self, crops)
+
+    return encode_images
 
 
 def test_a_full_disk_is_told_and_what_was_done_stays(
@@ -119,7 +159,8 @@ def test_a_full_disk_is_told_and_what_was_done_stays(
         embed(tmp_path, source)
     monkeypatch.setattr(os, "fsync", original)
     assert not (tmp_path / EMBEDDINGS).exists()
-    assert [rows for _, rows in embedding._rows_done(tmp_path / PARTS, "k", (ROWS, 48))] == [16]
+    (parts,) = (tmp_path / PARTS).iterdir()
+    assert [rows for _, rows in embedding._rows_done(parts, "k", (ROWS, 48))] == [16]
     np.testing.assert_array_equal(embed(tmp_path, source), expected(source))
 
 

@@ -20,6 +20,7 @@ from psi_engine.errors import DiskFullError, InputError, RunFolderError
 from psi_engine.mining import mine
 from psi_engine.mining_pass import PARTIAL, merge_shards, mine_images, mine_shard, work_of
 from psi_engine.models import LoadedModel
+from psi_engine.shards import told_aside
 from psi_engine.types import Mined
 from tests.distributed.threads import on_ranks
 from tests.mining.test_miner import assert_same
@@ -138,19 +139,22 @@ def test_saved_parts_made_otherwise_are_set_aside_and_told(
 ) -> None:
     with pytest.raises(Killed):
         work_on(tmp_path, die_at=60)
-    threads = mining_pass.torch.get_num_threads
-    monkeypatch.setattr(mining_pass.torch, "get_num_threads", lambda: 77)
+    threads = torch.get_num_threads
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
     here = inputs()
     mined, _, notes = mine_images(tmp_path, work_of(SETTINGS, here), SETTINGS, here)
     assert_same(mined["maps"], whole["maps"])
     (note,) = notes
     assert "mining.set-aside" in note
-    assert note.endswith("threads 77")
+    assert note.endswith("; now threads 77")
+    (told,) = told_aside(tmp_path / PARTIAL)
+    assert told["file"].startswith("mining.set-aside/")
+    assert told["reason"] in note
     (aside,) = (tmp_path / "mining.set-aside").glob("*.safetensors")
     for path in (tmp_path / PARTIAL).iterdir():
         path.unlink()
     aside.rename(tmp_path / PARTIAL / "put-back.safetensors")  # it counts where it was made
-    monkeypatch.setattr(mining_pass.torch, "get_num_threads", threads)
+    monkeypatch.setattr(torch, "get_num_threads", threads)
     covered: list[int] = []
     progress = lambda what, done, total: covered.append(done)  # noqa: E731
     mined, _, _ = mine_images(tmp_path, work_of(SETTINGS, here), SETTINGS, here, progress)
@@ -236,7 +240,7 @@ def test_a_shard_goes_on_only_as_it_was_begun_and_stands_when_it_is_done(
         mine_shard(shard_settings, (1, 2), die)
     done = mine_shard(shard_settings, (2, 2))
     before = done.read_bytes()
-    monkeypatch.setattr(mining_pass.torch, "get_num_threads", lambda: 77)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
     with pytest.raises(InputError, match=r"other work; got threads \d+; expected threads 77"):
         mine_shard(shard_settings, (1, 2))
     assert mine_shard(shard_settings, (2, 2)).read_bytes() == before

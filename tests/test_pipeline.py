@@ -221,7 +221,7 @@ def test_mining_and_embedding_continue_from_their_last_saved_state(
     for what, limit in (("mining", 33), ("embedding", 100)):
         with pytest.raises(KeyboardInterrupt):
             psi.run(config, progress=stop_after(what, limit))
-    assert [*(tmp_path / "run" / embedding.PARTS).glob("*.f32")]
+    assert [*(tmp_path / "run" / embedding.PARTS).rglob("*.f32")]
     reached.clear()
     run = psi.run(config, progress=lambda what, done, total: reached.append((what, done)))
     first = next(done for what, done in reached if what == "embedding")
@@ -410,6 +410,7 @@ def test_corrupt_images_are_skipped_and_listed(tmp_path: Path) -> None:
     assert stage["skipped"][0]["reason"]
     assert stage["skipped"][0]["image_id"] not in run.sites["image_id"].to_pylist()
     assert any("1 unreadable images skipped (green/0004.png" in n for n in summarise(run)["notes"])
+    assert summarise(run)["skipped"] == stage["skipped"]
 
 
 def test_paper_preset_runs_and_differs_from_the_calibrated_one(

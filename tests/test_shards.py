@@ -184,9 +184,10 @@ def test_stock_sets_aside_what_it_cannot_add_up_and_says_why(tmp_path: Path) -> 
         assert (aside / f"{name}.safetensors").read_bytes() == bytes_of[name]
     told = told_aside(folder)
     assert len(told) == 3
-    assert told[0].endswith("set-aside/a.safetensors: mined with other settings")
-    assert "b.safetensors: a shard cannot be read" in told[1]
-    assert told[2].endswith("mined by torch 3, threads 1; now torch 2, threads 1")
+    assert [x["file"] for x in told] == [f"mining.set-aside/{name}.safetensors" for name in "abc"]
+    assert told[0]["reason"] == "mined with other settings"
+    assert told[1]["reason"].startswith("a shard cannot be read")
+    assert told[2]["reason"] == "mined by torch 3; now torch 2"
     (folder / "b.safetensors").write_bytes(b"another")
     take_stock(folder, work())
     assert (aside / "b.safetensors").read_bytes() == b"torn"
@@ -201,7 +202,7 @@ def test_parts_that_share_images_are_not_added_up(tmp_path: Path) -> None:
     assert [str(part.covered) for part in take_stock(folder, work())] == ["0–5", "9–11"]
     assert [path.name for path in sorted(folder.iterdir())] == ["a.safetensors", "c.safetensors"]
     (told,) = told_aside(folder)
-    assert told.endswith("set-aside/b.safetensors: shares images with a.safetensors")
+    assert told["reason"] == "shares images with a.safetensors"
 
 
 def test_a_part_of_every_image_is_a_finished_stage_whoever_made_it(tmp_path: Path) -> None:

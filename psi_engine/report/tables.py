@@ -25,14 +25,17 @@ def summarise(run: Run, top: int = 10) -> dict[str, Any]:
     Returns
     -------
     dict
-        JSON-able, with the keys ``run``, ``layers``, ``top``, ``notes``, ``seconds``.
+        JSON-able, with the keys ``run``, ``layers``, ``top``, ``notes``, ``skipped`` (images that
+        cannot be read), ``set_aside`` (saved mining that was not taken), ``seconds``.
     """
-    channels = run.channels
+    channels, mined = run.channels, run.manifest["stages"].get("mine", {})
     return {
         "run": str(run.path),
         "layers": [_layer(channels, name) for name in pc.unique(channels["layer"]).to_pylist()],
         "top": top_channels(run, top),
         "notes": notes(run),
+        "skipped": mined.get("skipped", []),
+        "set_aside": mined.get("set_aside", []),
         "seconds": seconds(run),
     }
 
@@ -116,7 +119,8 @@ def notes(run: Run) -> list[str]:
     if left_out:
         shown = "; ".join(f"{name}: {reason}" for name, reason in [*left_out.items()][:3])
         result.append(f"{len(left_out)} layers found by globs left out ({shown})")
-    result += stages.get("mine", {}).get("notes", [])
+    for stage in ("mine", "embed"):
+        result += stages.get(stage, {}).get("notes", [])
     skipped = stages.get("mine", {}).get("skipped", [])
     if skipped:
         shown = "; ".join(f"{item['key']}: {item['reason']}" for item in skipped[:3])
