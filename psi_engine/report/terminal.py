@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -15,11 +15,10 @@ from rich.progress import (
     ProgressColumn,
     Task,
     TaskID,
-    TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from psi_engine.types import VERDICTS
@@ -36,6 +35,30 @@ class RateColumn(ProgressColumn):
         )
 
 
+_RATE_SECONDS = 300.0  # a block of crops can take a minute: its rate needs two of them
+_NARROW = 100  # columns of a terminal in which a wide bar would leave no room for names
+
+
+class Bars(Progress):
+    """Bars whose figures are never cut; names are, and notes stand on lines of their own."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Render the bars, then what is noted of those that are not finished."""
+        yield self.make_tasks_table(self.tasks)
+        for task in self.tasks:
+            if task.fields["note"] and not task.finished:
+                text = f"{task.description}: {task.fields['note']}"
+                yield Text(text, style="dim", no_wrap=True, overflow="ellipsis")
+
+
+class NameColumn(ProgressColumn):
+    """What the work is, cut where the terminal is too narrow."""
+
+    def render(self, task: Task) -> Text:
+        """Render the task's description."""
+        return Text(task.description, no_wrap=True, overflow="ellipsis")
+
+
 class ProgressScreen:
     """Progress bars on stderr, one per kind of work; use as a context manager.
 
@@ -48,16 +71,17 @@ class ProgressScreen:
 
     def __init__(self, console: Console, quiet: bool) -> None:
         self._quiet = quiet
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=28),
-            MofNCompleteColumn(),
-            RateColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}", style="dim"),
+        whole = [Column(no_wrap=True) for _ in range(5)]
+        self._bars = Bars(
+            NameColumn(),
+            BarColumn(28 if console.width >= _NARROW else 12, table_column=whole[0]),
+            MofNCompleteColumn(table_column=whole[1]),
+            RateColumn(table_column=whole[2]),
+            TimeElapsedColumn(table_column=whole[3]),
+            TimeRemainingColumn(table_column=whole[4]),
             console=console,
             disable=quiet,
+            speed_estimate_period=_RATE_SECONDS,
         )
         self._tasks: dict[str, TaskID] = {}
 
