@@ -115,7 +115,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str,
     with atomic(path) as temporary:
         # A copy each: safetensors refuses tensors that share memory, as u and v of flat layers may.
         copies = {name: value.contiguous().clone() for name, value in tensors.items()}
+        temporary.touch()
+        mode = temporary.stat().st_mode
         save_file(copies, temporary, metadata=dict(notes))
+        temporary.chmod(mode)  # safetensors leaves a file that its owner alone can read
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -307,14 +307,21 @@ class RunConfig:
                 )
             for home in homes:
                 parts[home][name] = value
-        for missing in {"model", "layers"} - set(parts["run"]):
-            raise InputError(f"no {missing} named", fix=f"give --{missing}")
+        for needed, such in _NEEDED.items():
+            if needed not in parts["run"]:
+                raise InputError(f"no {needed} named", fix=f"give --{needed}, such as {such}")
         return cls(
             mine=MineConfig(**parts["mine"]),
             patches=PatchConfig(**parts["patches"]),
             score=ScoreConfig.preset(preset, **{"subsamples": RUN_SUBSAMPLES, **parts["score"]}),
             **parts["run"],
         )
+
+
+_NEEDED = {
+    "model": "resnet50 or timm:vit_base_patch16_224",
+    "layers": "layer4, blocks.11 or all; a name that is not there lists the close ones",
+}
 
 
 def _names(kind: type) -> set[str]:

@@ -131,6 +131,12 @@ def test_mined_sites_come_back_bit_for_bit(tmp_path: Path) -> None:
     assert torch.equal(back.stats.variance, floats)
 
 
+def test_every_file_can_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
+    artifacts.write_json(tmp_path / "a.json", {})
+    artifacts.write_tensors(tmp_path / "a.safetensors", {"x": torch.zeros(2)}, {})
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
+
+
 def test_score_settings_are_written_as_json(tmp_path: Path) -> None:
     artifacts.write_json(tmp_path / "a.json", {"config": ScoreConfig(), "path": tmp_path})
     read = json.loads((tmp_path / "a.json").read_text())

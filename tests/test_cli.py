@@ -315,3 +315,4 @@ def test_version_and_help() -> None:
     shown = call("run", "--help").stdout
     for option in ("--model", "--layers", "--encoder-weights", "--max-images", "--preset"):
         assert option in shown
+    assert "🏭" not in shown  # what stands between two colons can be a picture

@@ -56,8 +56,10 @@ def test_unknown_option_names_the_close_ones() -> None:
 
 
 def test_missing_model_is_named() -> None:
-    with pytest.raises(InputError, match="no model named; give --model"):
-        RunConfig.from_options(layers=["a"])
+    with pytest.raises(InputError, match="no model named; give --model, such as resnet50"):
+        RunConfig.from_options()
+    with pytest.raises(InputError, match="no layers named; give --layers, such as layer4"):
+        RunConfig.from_options(model="m")
 
 
 def test_paper_preset_is_section_4_of_the_paper() -> None:

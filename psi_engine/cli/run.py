@@ -45,7 +45,7 @@ def run(
     latents: Annotated[
         str | None,
         typer.Option(
-            help="LAYER=package.module:factory: an autoencoder whose latents are the channels of "
+            help="LAYER=package.module:factory, an autoencoder whose latents are the channels of "
             "a layer latents.LAYER."
         ),
     ] = None,
