@@ -331,13 +331,18 @@ class Run:
 
     @property
     def sites(self) -> pa.Table:
-        """One row per mined site: where it is, its box, its label, its cluster."""
+        """One row per mined site: where it is, its box, its label, its cluster and silhouette."""
         return self._table("sites")
 
     @property
     def clusters(self) -> pa.Table:
         """One row per cluster: size, silhouette, concepts, medoid."""
         return self._table("clusters")
+
+    @property
+    def nulls(self) -> pa.Table:
+        """One row per scored channel and component: the null's name and its draws' quantiles."""
+        return self._table("nulls")
 
     def _table(self, name: str) -> pa.Table:
         path = self.path / f"{name}.parquet"

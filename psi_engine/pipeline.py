@@ -38,7 +38,7 @@ from psi_engine.stored import (
     stored_layers,
     write_score_inputs,
 )
-from psi_engine.tables import KINDS, channel_table, cluster_table, site_table
+from psi_engine.tables import KINDS, SCORED, channel_table, cluster_table, null_table, site_table
 from psi_engine.types import LayerSites, Mined, PatchSet, Progress, ReceptiveField, Scores
 
 BOXES = "embeddings/boxes.parquet"
@@ -124,6 +124,7 @@ def _keys(config: RunConfig, inputs: Inputs, mine: str, vocabulary: str) -> dict
     score = artifacts.fingerprint(
         "score",
         SCORE_INPUTS,
+        SCORED,  # a run of an earlier version, which lacks one, is scored again
         embed,
         replace(config.score, memory=None),
         vocabulary,
@@ -301,7 +302,7 @@ def _score(
             folder.path / SCORE_INPUTS, source.labels, texts, source.class_names, inputs.concepts
         )
     embeddings = torch.from_numpy(np.load(folder.path / EMBEDDINGS, mmap_mode="c"))
-    tables: dict[str, list[pa.Table]] = {"channels": [], "clusters": [], "sites": []}
+    tables: dict[str, list[pa.Table]] = {name: [] for name in SCORED}
     notes: dict[str, list[str]] = {}
     layers = stored_layers(mined, fields, patches, embeddings, source.labels)
     for number, (layer, stored) in enumerate(layers.items()):
@@ -331,9 +332,8 @@ def _score(
         tables["clusters"].append(
             cluster_table(layer, sites.channels, clusters, inputs.concepts, sites.top)
         )
-        tables["sites"].append(
-            site_table(sites, boxes, scores.assignments, source.keys, source.labels)
-        )
+        tables["sites"].append(site_table(sites, boxes, scores, source.keys, source.labels))
+        tables["nulls"].append(null_table(layer, sites.channels, scores))
     for name, parts in tables.items() if world.main else ():
         artifacts.write_table(folder.path / f"{name}.parquet", pa.concat_tables(parts))
     folder.finish(

@@ -30,7 +30,7 @@ from psi_engine.errors import InputError
 from psi_engine.scores.arrays import as_tensor
 from psi_engine.scores.describe import describe_clusters
 from psi_engine.scores.score import score
-from psi_engine.tables import channel_scores, cluster_scores, patch_table
+from psi_engine.tables import SCORED, channel_scores, cluster_scores, null_table, patch_table
 from psi_engine.types import Progress
 
 _SIDE_ARRAYS = ("labels", "text_embeddings", "concept_ids", "pool")
@@ -82,7 +82,7 @@ def score_file(
     out = out or file.with_name(file.stem + "-psi")
     artifacts.refuse_other_run(out, identity)
     started = time.perf_counter()
-    tables: dict[str, list[pa.Table]] = {"channels": [], "clusters": [], "sites": []}
+    tables: dict[str, list[pa.Table]] = {name: [] for name in SCORED}
     notes = {}
     for layer, embeddings in layers.items():
         scores = score(
@@ -101,7 +101,8 @@ def score_file(
         channels = torch.arange(len(embeddings))
         tables["channels"].append(channel_scores(layer, channels, scores))
         tables["clusters"].append(cluster_scores(layer, channels, clusters, _names(side)))
-        tables["sites"].append(patch_table(layer, scores.assignments, side.get("labels")))
+        tables["sites"].append(patch_table(layer, scores, side.get("labels")))
+        tables["nulls"].append(null_table(layer, channels, scores))
         notes[layer] = list(scores.notes)
     folder = artifacts.RunFolder(out, identity)
     key = artifacts.fingerprint("score", content, config)

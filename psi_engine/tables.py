@@ -14,6 +14,9 @@ from psi_engine.types import ActivationStats, Clusters, LayerSites, Scores, Site
 KINDS = ("top", "bottom", "random")
 """The site sets of ``sites.parquet``, in the order they are written."""
 
+SCORED = ("channels", "clusters", "sites", "nulls")
+"""The tables that scoring writes, ``NAME.parquet`` each."""
+
 _KIND = pa.dictionary(pa.int8(), pa.string())
 CONCEPT = pa.struct([("concept", pa.string()), ("similarity", pa.float64())])
 
@@ -46,14 +49,45 @@ def channel_table(
         "nonfinite": stats.nonfinite,
     }
     for name, values in {**activation, **baselines}.items():
-        data = values.cpu().numpy()
-        table = table.append_column(name, pa.array(data, mask=~np.isfinite(data)))
+        table = table.append_column(name, _finite(values.cpu()))
     return table
 
 
 def channel_scores(layer: str, channels: Tensor, scores: Scores) -> pa.Table:
     """One row per channel with nothing but its scores."""
     return _prefix(scores.to_arrow(), layer, channels)
+
+
+def null_table(layer: str, channels: Tensor, scores: Scores) -> pa.Table:
+    """What the scored channels were compared with: one row per channel and component.
+
+    Parameters
+    ----------
+    channels : Tensor, int64 (channels,)
+        Indices of the rows in the layer.
+
+    Returns
+    -------
+    pa.Table
+        ``component`` (s, q, d), ``null`` its name, ``replicates`` draws of it, ``quantiles`` of
+        those draws at the probabilities 0, 1/40 … 1, ascending. Channels that were not scored
+        have no row.
+    """
+    parts = []
+    for component in scores.available:
+        values = getattr(scores, f"{component}_null_quantiles")
+        rows = torch.nonzero(~values[:, 0].isnan())[:, 0]
+        flat = pa.array(values[rows].flatten().numpy())
+        offsets = np.arange(len(rows) + 1, dtype=np.int32) * values.shape[1]
+        drawn = scores.nulls[component]
+        part = {
+            "component": pa.array([component] * len(rows), pa.string()),
+            "null": pa.array([drawn.null] * len(rows), pa.string()),
+            "replicates": pa.array([drawn.replicates] * len(rows), pa.int32()),
+            "quantiles": pa.ListArray.from_arrays(offsets, flat),
+        }
+        parts.append(_prefix(pa.table(part), layer, channels[rows]))
+    return pa.concat_tables(parts).sort_by("channel")  # of a channel s, q, d: the sort is stable
 
 
 def cluster_table(
@@ -100,7 +134,7 @@ def cluster_scores(
 def site_table(
     mined: LayerSites,
     boxes: Mapping[str, Tensor],
-    assignments: Tensor,
+    scores: Scores,
     keys: Sequence[str],
     labels: Tensor | None,
 ) -> pa.Table:
@@ -110,8 +144,8 @@ def site_table(
     ----------
     boxes : Mapping[str, Tensor]
         By kind (``top``, ``bottom``, ``random``): int64 (channels, k, 4), x0 y0 x1 y1.
-    assignments : Tensor, int64 (channels, patches)
-        Clusters of the top sites; −1 = none.
+    scores : Scores
+        Of the top sites: their clusters and silhouettes.
     keys : sequence of str
         Path or key of every image of the source.
     labels : Tensor, int64 (images,), optional
@@ -125,9 +159,12 @@ def site_table(
         box = boxes[kind][row, rank].numpy()
         label = torch.full_like(image, -1) if labels is None else labels[image]
         cluster = torch.full_like(image, -1)
-        if kind == "top" and assignments.shape[1]:
-            inside = rank < assignments.shape[1]
-            cluster[inside] = assignments[row[inside], rank[inside]]
+        silhouette = torch.full_like(image, torch.nan, dtype=torch.float32)
+        if kind == "top":
+            inside = rank < scores.assignments.shape[1]
+            at = row[inside], rank[inside]
+            cluster[inside] = scores.assignments[at]
+            silhouette[inside] = scores.silhouettes[at].to(torch.float32)
         part = pa.table(
             {
                 "kind": pa.array([kind] * len(image), _KIND),
@@ -143,20 +180,22 @@ def site_table(
                 "activation": sites.values[row, rank].numpy(),
                 "label": _blank(label),
                 "cluster": _blank(cluster),
+                "silhouette": _finite(silhouette),
             }
         )
         parts.append(_prefix(part, mined.layer, mined.channels[row]))
     return pa.concat_tables(parts)
 
 
-def patch_table(layer: str, assignments: Tensor, labels: Tensor | None) -> pa.Table:
-    """One row per patch of channels that came without images: rank, label and cluster.
+def patch_table(layer: str, scores: Scores, labels: Tensor | None) -> pa.Table:
+    """One row per patch of channels that came without images: rank, label, cluster, silhouette.
 
     Parameters
     ----------
-    assignments, labels : Tensor, int64 (channels, patches)
-        −1 = none.
+    labels : Tensor, int64 (channels, patches), optional
+        −1 = unknown.
     """
+    assignments = scores.assignments
     channels, patches = assignments.shape
     blank = torch.full_like(assignments, -1)
     table = pa.table(
@@ -167,6 +206,7 @@ def patch_table(layer: str, assignments: Tensor, labels: Tensor | None) -> pa.Ta
             "activation": pa.nulls(assignments.numel(), pa.float32()),
             "label": _blank((blank if labels is None else labels).long().flatten()),
             "cluster": _blank(assignments.flatten()),
+            "silhouette": _finite(scores.silhouettes.flatten().to(torch.float32)),
         }
     )
     return _prefix(table, layer, torch.arange(channels).repeat_interleave(patches))
@@ -175,6 +215,11 @@ def patch_table(layer: str, assignments: Tensor, labels: Tensor | None) -> pa.Ta
 def _blank(values: Tensor) -> pa.Array:
     data = values.numpy()
     return pa.array(data, mask=data < 0)
+
+
+def _finite(values: Tensor) -> pa.Array:
+    data = values.numpy()
+    return pa.array(data, mask=~np.isfinite(data))
 
 
 def _prefix(table: pa.Table, layer: str, channels: Tensor) -> pa.Table:

@@ -35,6 +35,10 @@ Progress = Callable[[str, int, int], None]
 COMPONENTS = ("s", "q", "d")
 """The three components of PSI, in the paper's order."""
 
+_NOT_PER_CHANNEL = {"assignments", "silhouettes", "centre", "nulls", "notes"} | {
+    f"{component}_null_quantiles" for component in COMPONENTS
+}
+
 VERDICTS = ("polysemantic", "monosemantic", "random-like", "not scorable")
 """What a channel can be found to be; README says when."""
 
@@ -204,14 +208,27 @@ class Prompts:
     source: str
 
 
+class NullDraws(NamedTuple):
+    """What a component was compared with: the null's name, and how many draws of it."""
+
+    null: str
+    replicates: int
+
+
 @dataclass(frozen=True)
 class Scores:
     """The result of :func:`psi_engine.score`; CPU tensors, one row per channel in input order.
 
     For each component x in s, q, d: ``x`` raw value, ``x_null_mean``, ``x_null_std``, ``x_z``,
     ``x_p`` (permutation p), ``x_p_adj`` (adjusted over the call), ``x_hat`` (logistic of z),
-    all float64 (channels,); NaN where the component or the channel could not be scored. A
-    component that is not available for the whole call is None in every field.
+    all float64 (channels,); NaN where the component or the channel could not be scored;
+    ``x_null_quantiles``, float32 (channels, 41): the null's draws at the probabilities
+    0, 1/40 … 1, linear between order statistics. A component that is not available for the whole
+    call is None in every field.
+
+    The draws are those that ``x_p`` was counted among: for ``exact`` its permutations, for
+    ``neighborhood`` the sets' residuals brought to the channel's mean cosine; under
+    ``rotation-shared`` every draw is the observation.
     """
 
     psi: Tensor  # float64 (channels,), product of the available x_hat
@@ -236,6 +253,7 @@ class Scores:
     s_p: Tensor | None = None
     s_p_adj: Tensor | None = None
     s_hat: Tensor | None = None
+    s_null_quantiles: Tensor | None = None
     q: Tensor | None = None
     q_null_mean: Tensor | None = None
     q_null_std: Tensor | None = None
@@ -243,6 +261,7 @@ class Scores:
     q_p: Tensor | None = None
     q_p_adj: Tensor | None = None
     q_hat: Tensor | None = None
+    q_null_quantiles: Tensor | None = None
     d: Tensor | None = None
     d_null_mean: Tensor | None = None
     d_null_std: Tensor | None = None
@@ -250,8 +269,11 @@ class Scores:
     d_p: Tensor | None = None
     d_p_adj: Tensor | None = None
     d_hat: Tensor | None = None
+    d_null_quantiles: Tensor | None = None
     centre: Tensor | None = None
     """float32 (dim,): the pool's mean, where D took it off (``margin``); None elsewhere."""
+    nulls: Mapping[str, NullDraws] = field(default_factory=dict)
+    """What each available component was compared with, fallbacks followed."""
     notes: tuple[str, ...] = field(default=())
     """What the caller should know: degenerate nulls, fallbacks, unavailable components."""
 
@@ -261,7 +283,7 @@ class Scores:
         return tuple(x for x in COMPONENTS if getattr(self, x) is not None)
 
     def to_arrow(self) -> pa.Table:
-        """One row per channel; assignments and silhouettes stay out (they are per patch).
+        """One row per channel; what is per patch or per quantile stays out.
 
         Unavailable components become columns of nulls, so the schema never changes.
         """
@@ -269,7 +291,7 @@ class Scores:
 
         columns: dict[str, pa.Array] = {}
         for item in fields(self):
-            if item.name in ("assignments", "silhouettes", "centre", "notes"):
+            if item.name in _NOT_PER_CHANNEL:
                 continue
             value = getattr(self, item.name)
             if value is None:

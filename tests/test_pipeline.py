@@ -16,6 +16,7 @@ import psi_engine as psi
 from psi_engine import mining_pass, pipeline
 from psi_engine.errors import CorruptDataError, RunFolderError
 from psi_engine.report.tables import summarise
+from psi_engine.tables import SCORED
 from tests import toy
 
 
@@ -35,7 +36,7 @@ def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> psi.Run:
 
 
 def bits(run: psi.Run) -> dict[str, bytes]:
-    names = ("channels.parquet", "sites.parquet", "clusters.parquet", "embeddings/embeddings.npy")
+    names = (*(f"{name}.parquet" for name in SCORED), "embeddings/embeddings.npy")
     return {name: (run.path / name).read_bytes() for name in names}
 
 

@@ -15,6 +15,7 @@ from psi_engine.statistics import (
     calibrate,
     intersection_union,
     quantile,
+    quantiles,
     subsampling_interval,
     summarise,
     verdicts,
@@ -31,7 +32,9 @@ def test_summary_equals_a_loop(shared):
     got = summarise(observed, draws[0] if shared else draws)
     for c in range(7):
         want = reference.summary(float(observed[c]), draws[0 if shared else c].tolist())
-        assert [float(x[c]) for x in got] == pytest.approx(want, abs=1e-14)
+        assert [float(x[c]) for x in got[:3]] == pytest.approx(want, abs=1e-14)
+        want = reference.quantiles(draws[0 if shared else c].tolist())
+        assert got.quantiles[c].tolist() == np.float32(want).tolist()
 
 
 def test_z_is_zero_only_where_difference_and_spread_vanish():
@@ -72,6 +75,31 @@ def test_rounding_below_a_draw_counts_as_a_tie():
     draws = torch.tensor([0.3, 0.5, 0.7], dtype=torch.float64)
     observed = torch.tensor([0.7 + 1e-12, 0.7 + 1e-6], dtype=torch.float64)
     assert summarise(observed, draws).p.tolist() == [0.5, 0.25]
+
+
+@pytest.mark.parametrize("count", [2, 20, 40, 41, 1000, 1001])
+def test_quantiles_equal_numpys(count):
+    draws = torch.rand(9, count, generator=torch.Generator().manual_seed(count)).double()
+    draws[3] = draws[3].round()  # ties
+    draws[4] = 0.25
+    got = quantiles(draws)
+    want = np.quantile(draws.numpy(), np.arange(41) / 40, axis=1).T
+    assert got.dtype == torch.float32
+    np.testing.assert_allclose(got.numpy(), want, rtol=2.0**-23, atol=1e-12)
+    assert torch.equal(got[:, 0], draws.amin(1).float())
+    assert torch.equal(got[:, -1], draws.amax(1).float())
+    assert (got.diff(dim=1) >= 0).all()
+    assert all(torch.equal(quantiles(draws[i : i + 1])[0], got[i]) for i in range(9))
+
+
+def test_quantiles_leave_the_draws_and_let_no_nan_pass_for_a_number():
+    draws = torch.tensor([[3.0, 1.0, 2.0], [1.0, math.nan, 2.0], [0.0, -0.0, -0.0]]).double()
+    before = draws.clone()
+    got = quantiles(draws)
+    assert torch.equal(draws.nan_to_num(), before.nan_to_num())
+    assert got[0].tolist() == np.linspace(1, 3, 41, dtype=np.float32).tolist()
+    assert got[1].isnan().all()
+    assert not torch.signbit(got[2]).any()
 
 
 @pytest.mark.parametrize("method", ["bh", "by"])
@@ -138,9 +166,11 @@ def test_groups_are_put_back_in_place():
 
     def compare(group, rows):
         value = (rows + 10 * group).to(torch.float64)
-        return NullSummary(value, value + 0.1, value + 0.2)
+        return NullSummary(value, value + 0.1, value + 0.2, value.float()[:, None].repeat(1, 41))
 
-    assert by_group(groups, compare).mean.tolist() == [30.0, 21.0, 32.0, 53.0]
+    got = by_group(groups, compare)
+    assert got.mean.tolist() == [30.0, 21.0, 32.0, 53.0]
+    assert torch.equal(got.quantiles, got.mean.float()[:, None].expand(-1, 41))
 
 
 def test_interval_covers_as_often_as_it_says():

@@ -50,7 +50,7 @@ class _Sizes(NamedTuple):
 
 
 def exact_moments(batch: Batch, call: Call) -> NullSummary:
-    """Compare Q with its exact permutation moments; the p-value still comes from permutations."""
+    """Compare Q with its exact permutation moments; p and quantiles still come from draws."""
     if batch.labels is None:
         raise ValueError("the exact null needs labels")
     labels, most = batch.labels, min(call.config.k_max, batch.n - 1)
@@ -61,7 +61,7 @@ def exact_moments(batch: Batch, call: Call) -> NullSummary:
         for rows in torch.arange(len(labels), device=call.device).split(call.chunk(each))
     ]
     mean, std = (torch.cat(x) for x in zip(*parts, strict=True))
-    return NullSummary(mean, std, permutation(batch, call).p)
+    return permutation(batch, call)._replace(mean=mean, std=std)
 
 
 def nmi_moments(

@@ -19,7 +19,15 @@ from psi_engine.nulls.base import Batch, Call
 from psi_engine.nulls.patch_sets import clarity_table, distinctness_table, separability_table
 from psi_engine.ops.exact import GRID, cosines, fold_sum, near
 from psi_engine.ops.random import uniform
-from psi_engine.statistics import TIE, NullSummary, by_group, permutation_p, standardise
+from psi_engine.statistics import (
+    EPSILON,
+    TIE,
+    NullSummary,
+    by_group,
+    permutation_p,
+    quantiles,
+    standardise,
+)
 
 MOST_ROWS = 8192
 """Rows of the pool among which neighbours are looked for: cost grows with its size."""
@@ -141,6 +149,7 @@ class _Smooth(NamedTuple):
     """A table by rising mean cosine and what its sets say of themselves, float64 (sets,) each.
 
     square : leave-one-out residuals squared. standard : those residuals standardised, ascending.
+    quantiles : of those, (41,).
     window : sets that a fit looks at. width : sets read for it, the window and those tied with
     its ends; the table's alone to say, so that no sum depends on the channels.
     held : the table as it was given, kept so that no other can come to have its address.
@@ -150,6 +159,7 @@ class _Smooth(NamedTuple):
     values: Tensor
     square: Tensor
     standard: Tensor
+    quantiles: Tensor
     window: int
     width: int
     held: tuple[Tensor, Tensor]
@@ -162,12 +172,14 @@ def _smooth(where: Tensor, values: Tensor, call: Call) -> _Smooth:
     ties = int(torch.unique_consecutive(where[order], return_counts=True)[1].max())
     width = min(size, window + 2 * (ties - 1))
     empty = where.new_empty(0)
-    table = _Smooth(where[order], values[order], empty, empty, window, width, (where, values))
+    held = (where, values)
+    table = _Smooth(where[order], values[order], empty, empty, empty, window, width, held)
     own, leverage = _fit(table.where, table, call)
     residual = (table.values - own) / (1 - leverage).clamp(min=0.1)
     table = table._replace(square=residual**2)
     standard = standardise(residual, _local_variance(table.where, table, call).sqrt())
-    return table._replace(standard=torch.sort(standard).values)
+    own = quantiles(standard[None])[0].to(torch.float64)
+    return table._replace(standard=torch.sort(standard).values, quantiles=own)
 
 
 def compare_at(
@@ -185,7 +197,8 @@ def compare_at(
     -----
     Mean: local linear regression with tricube weights over the nearest quarter of the sets, 2000
     at most (Cleveland 1979). Variance: the same weights' mean of squared leave-one-out residuals.
-    The p-value ranks the channel's standardised residual among the sets' own leave-one-out ones.
+    The p-value ranks the channel's standardised residual among the sets' own leave-one-out ones;
+    the quantiles are those residuals', brought to the mean and spread at the channel.
     Off the table's range the channel is compared at its nearest end.
     """
     low, high = table_where.min(), table_where.max()
@@ -202,7 +215,9 @@ def compare_at(
     std = _local_variance(at, smooth, call).sqrt()
     z = standardise(observed - mean, std)
     reached = len(table) - torch.searchsorted(smooth.standard, z - TIE)
-    return NullSummary(mean, std, permutation_p(reached, len(table)))
+    shape = mean[:, None] + (std[:, None] + EPSILON) * smooth.quantiles
+    p = permutation_p(reached, len(table))
+    return NullSummary(mean, std, p, shape.to(torch.float32))
 
 
 class _Window(NamedTuple):

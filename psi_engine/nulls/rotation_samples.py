@@ -22,7 +22,6 @@ from psi_engine.ops.rotated_grams import (
     ROTATION_GRID,
     TINY,
     on_grid,
-    rotated_grams,
 )
 from psi_engine.statistics import NullSummary, summarise
 
@@ -63,7 +62,9 @@ def rotation_tangent(batch: Batch, call: Call) -> NullSummary:
     else:
         tangent = grams / (safe[:, :, None] * safe[:, None, :]) - 1.0
         summary = _compare(batch, call, tangent, 1.0)
-    return NullSummary(*(torch.where(refused, torch.nan, x) for x in summary))
+    mean, std, p, quantiles = summary
+    blank = (x.masked_fill(refused, torch.nan) for x in (mean, std, p))
+    return NullSummary(*blank, quantiles.masked_fill(refused[:, None], torch.nan))
 
 
 def rotation_shared(batch: Batch, call: Call) -> NullSummary:
@@ -75,7 +76,7 @@ def rotation_shared(batch: Batch, call: Call) -> NullSummary:
         "s_null 'rotation-shared' is degenerate: rotating all patches together changes no cosine, "
         "so S equals its null and Ŝ is 0.5 for every channel; use 'pool' or 'neighborhood'"
     )
-    return NullSummary(batch.s.clone(), torch.zeros_like(batch.s), torch.ones_like(batch.s))
+    return summarise(batch.s, batch.s[:, None])._replace(std=torch.zeros_like(batch.s))
 
 
 def _compare(batch: Batch, call: Call, products: Tensor, shift: float) -> NullSummary:
@@ -100,13 +101,10 @@ def _compare(batch: Batch, call: Call, products: Tensor, shift: float) -> NullSu
                 rotations_about_ones(call.keys("null.s.bank", n, part), n), ROTATION_GRID
             ),
         )
-        step = call.chunk(each * len(part))
-        for start in range(0, channels, step):
-            rows = slice(start, start + step)
-            keys = call.keys("null.s.solve", batch.ids[rows, None], part)
-            grams = rotated_grams(bank, shuffled[rows], scale[rows], shift, backend=call.backend)
-            found = call.separability(grams.flatten(0, 1), keys.flatten())
-            draws[rows, part[0] : part[-1] + 1] = found.score.unflatten(0, keys.shape)
+        keys = call.keys("null.s.solve", batch.ids[:, None], part)
+        draws[:, part[0] : part[-1] + 1] = call.rotated_separability(
+            bank, shuffled, scale, shift, keys
+        )
     return summarise(batch.s, draws)
 
 

@@ -12,7 +12,6 @@ from torch import Tensor
 from psi_engine.config import DMeasure
 from psi_engine.nulls.base import Batch, Call
 from psi_engine.nulls.draws import without_replacement
-from psi_engine.nulls.text_shuffle import text_shuffle
 from psi_engine.ops.exact import cosines
 from psi_engine.ops.naming import apart, mean_over
 from psi_engine.scores.distinctness import named_rows
@@ -34,14 +33,8 @@ def unrelated_text(batch: Batch, call: Call) -> NullSummary:
     rejected at 5 % for b = 3 and 6 to 8 % for b = 10 (``contrast``; ``gap`` 7 to 11 % and 4 to
     5 %).
     """
-    if call.unrelated is None:
-        call.note(
-            "d_null 'unrelated-text' needs a bank of unrelated texts and none was given: "
-            "'text-shuffle' was used"
-        )
-        return text_shuffle(batch, call)
-    if batch.d is None:
-        raise ValueError("a D null needs D")
+    if batch.d is None or call.unrelated is None:
+        raise ValueError("unrelated-text needs D and a bank")
     chosen = call.once("unrelated-text", lambda: _drawn_texts(call))
     k = int(batch.n_clusters.max())
     kind = call.config.d_measure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,14 +10,16 @@ from torch import Tensor
 
 from psi_engine.config import ScoreConfig
 from psi_engine.statistics import (
+    QUANTILES,
     NullSummary,
     adjust,
     calibrate,
     intersection_union,
     verdicts,
 )
-from psi_engine.types import Scores
+from psi_engine.types import NullDraws, Scores
 
+_QUANTILES = "_null_quantiles"
 _PER_ROW = ("n_patches", "n_clusters", "assignments", "silhouettes")
 
 
@@ -38,6 +41,9 @@ class ScoreTable:
             ]
         self._columns = {
             name: torch.full((channels,), torch.nan, dtype=torch.float64) for name in names
+        } | {
+            component + _QUANTILES: torch.full((channels, QUANTILES), torch.nan)
+            for component in available
         }
 
     def put(self, name: str, rows: Tensor, values: Tensor) -> None:
@@ -86,6 +92,7 @@ class ScoreTable:
             for suffix, values in (
                 ("_null_mean", null.mean),
                 ("_null_std", null.std),
+                (_QUANTILES, null.quantiles),
                 ("_z", scores.z),
                 ("_p", null.p),
                 ("_hat", scores.hat),
@@ -96,7 +103,13 @@ class ScoreTable:
         self.put("psi_p", rows, intersection_union([nulls[x].p for x in self.available]))
         return psi
 
-    def finish(self, config: ScoreConfig, centre: Tensor | None, notes: tuple[str, ...]) -> Scores:
+    def finish(
+        self,
+        config: ScoreConfig,
+        nulls: Mapping[str, NullDraws],
+        centre: Tensor | None,
+        notes: tuple[str, ...],
+    ) -> Scores:
         """Adjust the p-values over the call and decide the verdicts."""
         columns = dict(self._columns)
         for component in self.available:
@@ -115,5 +128,6 @@ class ScoreTable:
             status=tuple(self.status),
             reason=tuple(self.reason),
             centre=None if centre is None else centre.cpu(),
+            nulls={component: nulls[component] for component in self.available},
             notes=notes,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from psi_engine.distributed import ALONE, World
 from psi_engine.nulls.base import Batch, Call
 from psi_engine.nulls.neighborhood import SETS_PER_REPLICATE
 from psi_engine.nulls.pool import clarity_p
-from psi_engine.nulls.registry import NULLS
+from psi_engine.nulls.registry import NULLS, nulls_of
 from psi_engine.ops.backend import memory_budget, resolve_backend
 from psi_engine.ops.exact import row_keys, set_keys, unit_rows
 from psi_engine.ops.silhouette import silhouette
@@ -23,7 +23,7 @@ from psi_engine.scores.psi import ScoreTable
 from psi_engine.scores.subsamples import subsampled_log_psi
 from psi_engine.scores.triage import triage
 from psi_engine.statistics import subsampling_interval
-from psi_engine.types import Progress, Scores
+from psi_engine.types import NullDraws, Progress, Scores
 
 _MOST_CHANNELS = 4096
 _MOST_WORK = 4 * 10**8
@@ -133,6 +133,7 @@ def score(
     labelled = inputs.labels is not None and inputs.labels.labelled > 0
     available = ("s", *(("q",) if labelled else ()), *(("d",) if inputs.texts else ()))
     _note_settings(inputs, available, call)
+    nulls = nulls_of(call)
     channels, patches, _ = inputs.embeddings.shape
     table = ScoreTable(channels, patches, available)
     step = channels_at_once(inputs.embeddings, config, memory // 4)
@@ -140,7 +141,7 @@ def score(
     for start in range(own.start, own.stop, step):
         part = slice(start, min(start + step, own.stop))
         for batch in _batches(inputs, part, call, table):
-            _score_batch(batch, call, table)
+            _score_batch(batch, nulls, call, table)
         if progress is not None:  # the other ranks are about as far
             progress("score", min((part.stop - own.start) * world.size, channels), channels)
     for rank, (rows, notes, tallies) in enumerate(
@@ -154,7 +155,7 @@ def score(
                 call.tally(text, count)
     counted = [f"{count} {text}" for text, count in call.tallies.items()]
     centre = call.centre if "d" in available else None
-    return table.finish(config, centre, (*call.notes, *counted))
+    return table.finish(config, nulls, centre, (*call.notes, *counted))
 
 
 def channels_at_once(embeddings: Tensor, config: ScoreConfig, memory: int) -> int:
@@ -234,12 +235,13 @@ def _batches(inputs: Inputs, part: slice, call: Call, table: ScoreTable) -> Iter
         yield _Placed(where, batch)
 
 
-def _score_batch(placed: _Placed, call: Call, table: ScoreTable) -> None:
+def _score_batch(
+    placed: _Placed, chosen: Mapping[str, NullDraws], call: Call, table: ScoreTable
+) -> None:
     """Compare a batch with its nulls and fill its rows of the table."""
     config, (rows, batch) = call.config, placed
-    chosen = {"s": config.s_null, "q": config.q_null, "d": config.d_null}
     observed: dict[str, Tensor] = {x: getattr(batch, x) for x in table.available}
-    nulls = {x: NULLS[x][chosen[x]](batch, call) for x in table.available}
+    nulls = {x: NULLS[x][chosen[x].null](batch, call) for x in table.available}
     psi = table.put_components(rows, observed, nulls)
     table.put("clarity", rows, batch.clarity)
     table.put("clarity_p", rows, clarity_p(batch, call))

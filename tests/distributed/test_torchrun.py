@@ -20,6 +20,7 @@ FILES = (
     "channels.parquet",
     "sites.parquet",
     "clusters.parquet",
+    "nulls.parquet",
 )
 
 

@@ -8,6 +8,7 @@ import torch
 
 from psi_engine.nulls.draws import without_replacement
 from psi_engine.nulls.partition import partition
+from psi_engine.nulls.registry import nulls_of
 from psi_engine.nulls.text_rotation import text_rotation
 from psi_engine.nulls.text_shuffle import text_shuffle
 from psi_engine.nulls.unrelated_text import restricted_measure, unrelated_text
@@ -65,10 +66,12 @@ def test_looking_at_the_best_texts_first_changes_nothing(kind, share):
 
 
 def test_without_a_bank_texts_are_shuffled_and_it_is_said():
-    call = make_call(None, TEXTS, None, replicates=5)
-    batch = make_batch(Z, call)
-    assert torch.equal(unrelated_text(batch, call).mean, text_shuffle(batch, call).mean)
+    call = make_call(None, TEXTS, None, replicates=5, d_null="unrelated-text")
+    assert nulls_of(call)["d"] == ("text-shuffle", 5)
     assert "'text-shuffle' was used" in call.notes[0]
+    call = make_call(None, TEXTS, BANK, replicates=5, d_null="unrelated-text")
+    assert nulls_of(call)["d"] == ("unrelated-text", 5)
+    assert not call.notes
 
 
 def test_text_shuffle_equals_a_loop():

@@ -1,6 +1,7 @@
 """Calibration by the letter: loops over floats."""
 
 import math
+from fractions import Fraction
 
 
 def summary(observed, draws):
@@ -8,6 +9,19 @@ def summary(observed, draws):
     std = math.sqrt(sum((x - mean) ** 2 for x in draws) / (len(draws) - 1))
     p = (1 + sum(1 for x in draws if x >= observed)) / (1 + len(draws))
     return mean, std, p
+
+
+def quantiles(draws):
+    """At i/40: the order statistic there, or the straight line between its neighbours."""
+    ordered = sorted(draws)
+    out = []
+    for i in range(41):
+        place = Fraction(i * (len(ordered) - 1), 40)
+        low = place.numerator // place.denominator
+        share = float(place - low)
+        step = ordered[low + 1] - ordered[low] if share else 0.0
+        out.append(ordered[low] + share * step)
+    return out
 
 
 def z_score(observed, mean, std):

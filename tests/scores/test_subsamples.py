@@ -12,7 +12,7 @@ def observed_and_halves(change=lambda nulls: nulls, channels=16, n=24):
     batch = make_batch(normal(3, channels, n, 8), call, labels)
     seen = {"s": batch.s, "q": batch.q, "d": batch.d}
     nulls = {
-        name: NullSummary(x - 0.05, torch.full_like(x, 0.1), torch.ones_like(x))
+        name: NullSummary(x - 0.05, torch.full_like(x, 0.1), torch.ones_like(x), x[:, None])
         for name, x in seen.items()
     }
     nulls = change(nulls)
@@ -42,7 +42,7 @@ def test_a_null_without_spread_gives_no_interval():
 
     def degenerate(nulls):
         return {
-            name: NullSummary(null.mean + 0.05, torch.zeros_like(null.std), null.p)
+            name: null._replace(mean=null.mean + 0.05, std=torch.zeros_like(null.std))
             for name, null in nulls.items()
         }
 
