@@ -22,6 +22,7 @@ from psi_engine.ops.rotated_grams import (
     ROTATION_GRID,
     TINY,
     on_grid,
+    rotated_grams,
 )
 from psi_engine.statistics import NullSummary, summarise
 
@@ -63,8 +64,8 @@ def rotation_tangent(batch: Batch, call: Call) -> NullSummary:
         tangent = grams / (safe[:, :, None] * safe[:, None, :]) - 1.0
         summary = _compare(batch, call, tangent, 1.0)
     mean, std, p, quantiles = summary
-    blank = (x.masked_fill(refused, torch.nan) for x in (mean, std, p))
-    return NullSummary(*blank, quantiles.masked_fill(refused[:, None], torch.nan))
+    mean, std, p = (x.masked_fill(refused, torch.nan) for x in (mean, std, p))
+    return NullSummary(mean, std, p, quantiles.masked_fill(refused[:, None], torch.nan))
 
 
 def rotation_shared(batch: Batch, call: Call) -> NullSummary:
@@ -101,10 +102,13 @@ def _compare(batch: Batch, call: Call, products: Tensor, shift: float) -> NullSu
                 rotations_about_ones(call.keys("null.s.bank", n, part), n), ROTATION_GRID
             ),
         )
-        keys = call.keys("null.s.solve", batch.ids[:, None], part)
-        draws[:, part[0] : part[-1] + 1] = call.rotated_separability(
-            bank, shuffled, scale, shift, keys
-        )
+        step = call.chunk(each * len(part))
+        for start in range(0, channels, step):
+            rows = slice(start, start + step)
+            keys = call.keys("null.s.solve", batch.ids[rows, None], part)
+            grams = rotated_grams(bank, shuffled[rows], scale[rows], shift, backend=call.backend)
+            found = call.separability(grams.flatten(0, 1), keys.flatten())
+            draws[rows, part[0] : part[-1] + 1] = found.score.unflatten(0, keys.shape)
     return summarise(batch.s, draws)
 
 
