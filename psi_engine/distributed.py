@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -213,23 +214,47 @@ def only_job(lock: Path, world: World = ALONE) -> Iterator[None]:
     ----------
     lock : Path
         Locked by rank 0 for the duration and removed at the end. The system frees the lock of a
-        process that ends in any way: a file that a killed job left behind stops nobody.
+        process that ends in any way: a file that a killed job left behind stops nobody. Who holds
+        it may take it again, for a step that is a command of its own.
     world : World
 
     Raises
     ------
     RunFolderError
-        Another process holds it (which, and on which machine, is said), or it cannot be made.
+        Another process or thread holds it (which, and on which machine, is said), or it cannot be
+        made.
     """
     held: list[IO[str]] = []
-    world.from_main(lambda: held.append(_locked(lock)))
+    place, claim = lock.resolve(), (threading.get_ident(), object())
+
+    def hold() -> None:
+        owner = _held_by.setdefault(place, claim)
+        if owner is claim:
+            held.append(_locked(lock))
+        elif owner[0] != claim[0]:
+            raise _in_use(lock, f"another thread of process {os.getpid()}")
+
     try:
+        world.from_main(hold)
         yield
     finally:
         for file in held:
             # Removed while locked: who opened the file before sees that it is gone.
             lock.unlink(missing_ok=True)
             file.close()
+        if _held_by.get(place) is claim:
+            del _held_by[place]
+
+
+_held_by: dict[Path, tuple[int, object]] = {}  # threads: the system tells processes apart only
+
+
+def _in_use(lock: Path, by: str) -> RunFolderError:
+    return RunFolderError(
+        "another job is writing there",
+        got=f"{lock.parent}, in use by {by}",
+        fix="wait for it or end it, or give another --out",
+    )
 
 
 def _locked(lock: Path) -> IO[str]:
@@ -250,11 +275,7 @@ def _locked(lock: Path) -> IO[str]:
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 with file:
                     file.seek(0)
-                    raise RunFolderError(
-                        "another job is writing there",
-                        got=f"{lock.parent}, in use by {file.read() or 'an unnamed process'}",
-                        fix="wait for it or end it, or give another --out",
-                    ) from None
+                    raise _in_use(lock, file.read() or "an unnamed process") from None
             warnings.warn(
                 f"{lock.parent} cannot be locked ({error}): see that no other job writes there",
                 RuntimeWarning,

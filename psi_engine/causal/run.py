@@ -31,6 +31,7 @@ from psi_engine.causal.select import select_channels, sort_out
 from psi_engine.causal.summary import NOT_COMPARED, compare_conditions
 from psi_engine.causal.swap_table import edits_of, swap_rows
 from psi_engine.data import batches
+from psi_engine.distributed import LOCK, only_job
 from psi_engine.embedding import refuse_unreadable
 from psi_engine.errors import InputError, RunFolderError
 from psi_engine.inputs import ImageInputs, reopen_images
@@ -70,11 +71,17 @@ def swap(
     InputError
         Before any work: not a finished run, channels it does not hold, a square too large, no
         channel that can be swapped, other weights or images than the run was made with.
+    RunFolderError
+        Another job is writing there.
     CorruptDataError
         An image that can no longer be read.
     """
     config = SwapConfig() if config is None else config
-    stored = load_stored(path)
+    with only_job(artifacts.open_run(path).path / LOCK):
+        return _swap(load_stored(path), config, progress)
+
+
+def _swap(stored: StoredRun, config: SwapConfig, progress: Progress | None) -> artifacts.Run:
     plan = plan_swaps(stored, config)
     key, device = swap_key(stored, config), _device(stored)
     folder = artifacts.RunFolder(stored.run.path, stored.run.manifest["identity"])

@@ -23,6 +23,7 @@ from psi_engine.config import ScoreConfig
 from psi_engine.data import ImageSource, needs_download, open_source, require_download
 from psi_engine.demo import images_path
 from psi_engine.demo.world import CLASS_NAMES, CLASSES, SHAPES, TEXTURES
+from psi_engine.distributed import LOCK, only_job
 from psi_engine.encoders import Encoder, check_encoder, load_encoder
 from psi_engine.errors import InputError
 from psi_engine.inputs import Texts
@@ -149,9 +150,22 @@ def run_ground_truth(
     ------
     InputError
         For anything wrong with the options, the mapping, the model, the data or the encoder.
+    RunFolderError
+        The folder holds something else, or another job is writing there.
     """
     started = time.perf_counter()
     inputs = _check(config, progress)
+    with only_job(Path(config.out) / LOCK):
+        return _run(config, inputs, combinations, progress, started)
+
+
+def _run(
+    config: GroundTruthConfig,
+    inputs: _Inputs,
+    combinations: Mapping[str, Combination],
+    progress: Progress | None,
+    started: float,
+) -> Path:
     folder = artifacts.RunFolder(
         Path(config.out),
         {

@@ -15,8 +15,10 @@ import pyarrow.csv
 
 from psi_engine import artifacts
 from psi_engine.artifacts import Run, fingerprint
+from psi_engine.distributed import LOCK, only_job
 from psi_engine.errors import InputError, PsiEngineError
 from psi_engine.report.parts import FOLDER, read_record, read_tables, record_path, score_key
+from psi_engine.stored import StoredRun, load_stored
 from psi_engine.types import Progress
 from psi_engine.validation import parts as registry
 from psi_engine.validation.part import Context, Options, Part, Result
@@ -73,23 +75,31 @@ def validate_run(
     Raises
     ------
     RunFolderError
-        No finished run.
+        No finished run, or another job is writing there.
     InputError
         An unknown part, or a part asked for by name that cannot be had on this run; before work.
     """
-    from psi_engine.stored import load_stored
-
     wanted = [registry.load(name) for name in names or registry.NAMES]
     wanted.sort(key=lambda part: registry.NAMES.index(part.name))
-    stored = load_stored(run)
+    with only_job(artifacts.open_run(run).path / LOCK):
+        return _run_all(load_stored(run), wanted, bool(names), options or Options(), progress)
+
+
+def _run_all(
+    stored: StoredRun,
+    wanted: Sequence[Part],
+    named: bool,
+    options: Options,
+    progress: Progress | None,
+) -> list[Outcome]:
     path = stored.run.path
     plan = []
     for part in dict.fromkeys(wanted):
         context = Context(
-            stored, options or Options(), path / FOLDER / part.name, _prefixed(progress, part.name)
+            stored, options, path / FOLDER / part.name, _prefixed(progress, part.name)
         )
         reason = part.needs(context)
-        if reason is not None and names:
+        if reason is not None and named:
             raise InputError(f"the part {part.name} cannot be had on this run", got=reason)
         plan.append((part, context, reason))
     return [_run_one(part, context, reason) for part, context, reason in plan]

@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import IO
 
@@ -100,6 +101,34 @@ def test_a_lock_file_that_another_job_just_removed_is_made_again(
     with only_job(lock):
         assert lock.read_text().startswith(f"process {os.getpid()} on ")
     assert len(tries) == 2
+
+
+def test_who_holds_a_folder_may_take_it_again_another_thread_may_not(tmp_path: Path) -> None:
+    lock, errors = tmp_path / LOCK, []
+
+    def other() -> None:
+        try:
+            with only_job(lock):
+                pass
+        except RunFolderError as error:
+            errors.append(str(error))
+
+    def try_in_a_thread() -> None:
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+
+    with only_job(lock):
+        with only_job(lock):
+            pass
+        assert lock.exists()
+        try_in_a_thread()
+        assert lock.exists()
+    assert not lock.exists()
+    assert len(errors) == 1
+    assert "in use by another thread of process" in errors[0]
+    try_in_a_thread()
+    assert len(errors) == 1
 
 
 def test_only_rank_0_locks(tmp_path: Path) -> None:
