@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from psi_engine.errors import InputError
-from psi_engine.ops.exact import fold_sum, unit_rows
-from psi_engine.scores.distinctness import cluster_sums
+from psi_engine.ops.exact import unit_rows
+from psi_engine.scores.distinctness import prototypes as mean_directions
 from psi_engine.stored import StoredLayer
 
 _BYTES = 1 << 26
@@ -20,19 +20,12 @@ class Prototypes(NamedTuple):
     """One row per cluster, channel by channel in the layer's order, clusters ascending.
 
     channel : int64 (n,), index in the layer. cluster : int64 (n,). vectors : float32 (n, dim),
-    unit rows. lengths : float32 (n,) in (0, 1], how long the mean was before it was normalised:
-    1 where all patches of the cluster are alike.
+    unit rows.
     """
 
     channel: Tensor
     cluster: Tensor
     vectors: Tensor
-    lengths: Tensor
-
-    @property
-    def means(self) -> Tensor:
-        """Mean embeddings of the clusters, float32 (n, dim), not normalised."""
-        return self.vectors * self.lengths[:, None]
 
 
 def prototypes(layer: StoredLayer, assignments: Tensor) -> Prototypes:
@@ -78,17 +71,8 @@ def prototypes(layer: StoredLayer, assignments: Tensor) -> Prototypes:
 
 def _of_channels(
     layer: StoredLayer, assignments: Tensor, rows: Tensor, part: slice, k: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    labels = assignments[part]
+) -> tuple[Tensor, Tensor, Tensor]:
     units = unit_rows(layer.all_embeddings[rows[part].clamp(min=0)]).rows
-    sizes = (labels[:, None, :] == torch.arange(k)[:, None]).sum(-1)
-    means = cluster_sums(units, labels, k) / sizes.clamp(min=1)[..., None]
-    found = unit_rows(means)
-    channel, cluster = torch.nonzero(found.nonzero, as_tuple=True)
-    lengths = fold_sum(means.square()).sqrt()
-    return (
-        layer.sites.channels[part][channel],
-        cluster,
-        found.rows[channel, cluster],
-        lengths[channel, cluster].to(torch.float32),
-    )
+    vectors, present = mean_directions(units, assignments[part], k)
+    channel, cluster = torch.nonzero(present, as_tuple=True)
+    return layer.sites.channels[part][channel], cluster, vectors[channel, cluster]

@@ -59,16 +59,11 @@ def test_prototypes_are_the_mean_directions(
         embeddings.double().tolist(), assignments.tolist(), IDS.tolist()
     )
     assert list(zip(found.channel.tolist(), found.cluster.tolist(), strict=True)) == [
-        (channel, cluster) for channel, cluster, _, _ in expected
+        (channel, cluster) for channel, cluster, _ in expected
     ]
     assert 9 not in found.channel.tolist()
-    assert found.vectors.dtype == found.lengths.dtype == torch.float32
-    vectors, lengths = ([row[i] for row in expected] for i in (2, 3))
-    np.testing.assert_allclose(found.vectors, vectors, atol=3e-7, rtol=0)
-    np.testing.assert_allclose(found.lengths, lengths, atol=3e-7, rtol=0)
-    np.testing.assert_allclose(
-        found.means, np.array(vectors) * np.array(lengths)[:, None], atol=3e-7, rtol=0
-    )
+    assert found.vectors.dtype == torch.float32
+    np.testing.assert_allclose(found.vectors, [row[2] for row in expected], atol=3e-7, rtol=0)
 
 
 def test_they_are_those_the_clusters_are_described_with(embeddings: torch.Tensor) -> None:
