@@ -17,16 +17,48 @@ from psi_engine.data.columns import (
     file_below,
     find_columns,
     read_labels,
+    signs_of,
 )
 from psi_engine.data.source import ImageSource, fingerprint_of
 from psi_engine.errors import DataError
-
-_PROBES = 16
 
 
 def is_saved(folder: Path) -> bool:
     """Whether a folder was written by ``save_to_disk``."""
     return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
+
+
+def saved_part(folder: Path, split: str, config: str | None) -> Path:
+    """The folder of one split of a saved data set.
+
+    Parameters
+    ----------
+    folder : Path
+        Of which :func:`is_saved` is true.
+    split : str
+        ``train`` stands for the only split too.
+    config : str or None
+
+    Raises
+    ------
+    DataError
+        There is no such split, it is a slice of one, or a configuration is named.
+    """
+    single = not (folder / "dataset_dict.json").is_file()
+    if single:
+        splits = [_json(folder / "state.json").get("_split") or "train"]
+    else:
+        splits = _json(folder / "dataset_dict.json")["splits"]
+    if config is None and split in splits:
+        return folder if single else folder / split
+    if config is None and split == "train":
+        return folder
+    raise DataError(
+        f"{folder} has no such part",
+        got=split if config is None else f"{split}/{config}",
+        expected=f"one of its splits, {', '.join(splits)}",
+        fix="a saved data set has no slices and no configurations: --max-images takes fewer",
+    )
 
 
 class ArrowSource(ImageSource):
@@ -46,7 +78,8 @@ class ArrowSource(ImageSource):
     Notes
     -----
     Columns and labels are found as in Parquet. The fingerprint covers the names and sizes of
-    the files, the features, the labels, and the encoded bytes of 16 rows spread evenly.
+    the files, the features, the labels, and of the images what
+    :func:`~psi_engine.data.columns.signs_of` takes.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -73,8 +106,7 @@ class ArrowSource(ImageSource):
             parts += [file.name, str(file.stat().st_size)]
         parts += [json.dumps(features, sort_keys=True), json.dumps(self.class_names)]
         parts.append(b"" if self._labels is None else self._labels.numpy().tobytes())
-        images = self._table.column(self._column)
-        parts += [repr(images[i * (rows - 1) // (_PROBES - 1)].as_py()) for i in range(_PROBES)]
+        parts += signs_of(self._table.column(self._column), self._root)
         self.fingerprint = fingerprint_of(parts)
 
     @property

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from PIL import Image
 from torch import Tensor
 
 from psi_engine.data.classes import check_named, read_classes
 from psi_engine.data.preprocess import decode
-from psi_engine.data.source import CorruptImage, gone
+from psi_engine.data.source import PIECE, CorruptImage, ends_of, gone
 from psi_engine.errors import DataError
+
+_LEAST_PROBES, _ROWS_PER_PROBE, _MOST_PROBES = 16, 128, 4096
 
 
 def features_of(schema: pa.Schema) -> dict[str, Any]:
@@ -176,6 +180,43 @@ def decode_cell(content: bytes | None, path: str | None, *roots: Path) -> Image.
         return decode(content)
     except ValueError as error:
         raise CorruptImage(str(error)) from error
+
+
+def signs_of(images: pa.ChunkedArray, *roots: Path) -> Iterator[str | bytes]:
+    """What a fingerprint takes of an image column, however it is cut into chunks.
+
+    The length of every stored image, the first and last 4 KB of one in 128 (of 16 at least, of
+    4096 at most) at even distances, and of each file that a row names instead its place below
+    the root, its size and its first and last 4 KB.
+
+    Parameters
+    ----------
+    images : pyarrow.ChunkedArray
+        Of type struct<bytes, path> or binary; not empty.
+    *roots : Path
+        As for :func:`decode_cell`.
+    """
+    stored, paths = images, None
+    if pa.types.is_struct(images.type):
+        stored = pc.struct_field(images, "bytes")
+        if "path" in [field.name for field in images.type]:
+            paths = pc.struct_field(images, "path")
+    lengths = pc.fill_null(pc.cast(pc.binary_length(stored), pa.int64()), -1).to_numpy()
+    yield lengths.tobytes()
+    wanted = min(max(_LEAST_PROBES, len(images) // _ROWS_PER_PROBE), _MOST_PROBES)
+    for row in np.unique(np.linspace(0, len(images) - 1, wanted).astype(np.int64)):
+        if (piece := stored[row].as_buffer()) is not None:
+            yield piece[:PIECE].to_pybytes() + piece[max(0, len(piece) - PIECE) :].to_pybytes()
+    if paths is None:
+        return
+    for row in np.flatnonzero(lengths < 0):
+        path = paths[row].as_py()
+        for root in roots if path is not None else ():
+            file = file_below(path, root)
+            if file is not None and file.is_file():
+                yield file.relative_to(root.resolve()).as_posix()
+                yield ends_of(file)
+                break
 
 
 def file_below(path: str, *roots: Path) -> Path | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from psi_engine.data.classes import read_classes
 from psi_engine.data.preprocess import decode
-from psi_engine.data.source import CorruptImage, ImageSource, fingerprint_of, gone, probe
+from psi_engine.data.source import CorruptImage, ImageSource, ends_of, fingerprint_of, gone
 from psi_engine.errors import DataError
 
 EXTENSIONS = frozenset(
@@ -72,7 +72,7 @@ class FolderSource(ImageSource):
             [
                 "folder",
                 *self.keys,
-                *(_ends(os.path.join(self._root, *parts)) for parts in listing),
+                *(ends_of(os.path.join(self._root, *parts)) for parts in listing),
                 *(self.class_names or ()),
                 *map(str, found if classes is not None else ()),
             ]
@@ -104,17 +104,6 @@ def files_ending(folder: Path, endings: tuple[str, ...]) -> list[Path]:
         wanted = [n for n in names if n.lower().endswith(endings) and not n.startswith(".")]
         found += [Path(place, name) for name in wanted]
     return sorted(found, key=lambda file: file.relative_to(folder).parts)
-
-
-def _ends(file: str) -> bytes:
-    try:
-        # Without a buffer, which would read more than is asked for.
-        with open(file, "rb", buffering=0) as stream:
-            return probe(stream, 0, os.fstat(stream.fileno()).st_size)
-    except PermissionError:
-        return b""  # skipped, with its reason, when its turn comes
-    except OSError as error:
-        raise gone(file, error) from error
 
 
 def _walk(root: Path, parts: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,14 +14,15 @@ from typing import Any, NamedTuple
 from PIL import Image
 from torch import Tensor
 
-from psi_engine.data.columns import cell_of, decode_cell, find_columns, read_labels
+from psi_engine.data.columns import cell_of, decode_cell, find_columns, read_labels, signs_of
 from psi_engine.data.source import ImageSource, fingerprint_of
 from psi_engine.errors import DataError
+from psi_engine.network import unreachable_reason
 
 PREFIX = "hf:"
 
-_PROBES = 16
 _OLDEST = 4  # of the library's versions
+_BUILDERS = ("arrow", "csv", "imagefolder", "json", "pandas", "parquet", "text", "webdataset")
 _FORM = re.compile(r"(?P<name>[^@:]+)(@(?P<revision>[^:]+))?(:(?P<split>[^/]+)(/(?P<config>.+))?)?")
 
 
@@ -93,11 +96,12 @@ class HubSource(ImageSource):
 
     Notes
     -----
-    Without a network the library takes its cache, at once if ``HF_HUB_OFFLINE=1``. No code of
-    the data set is run. Rows may name files in a local data set or in the library's caches alone.
-    Columns and labels are found as in Parquet. The fingerprint covers the number of rows, the
-    features, the labels, and the encoded bytes of 16 rows spread evenly, not the name: name a
-    ``@revision`` to be sure of the others.
+    Where the hub cannot be reached the library takes its cache. No code of the data set is run,
+    and no image decoded by it. Rows may name files in a local data set or in the library's caches
+    alone. Columns and labels are found as in Parquet. The fingerprint covers the number of rows,
+    the features, the labels, and of the images what
+    :func:`~psi_engine.data.columns.signs_of` takes, not the name nor where the rows lie (the
+    library's own fingerprint names paths and times): name a ``@revision`` to be sure of the rest.
     """
 
     def __init__(self, spec: str) -> None:
@@ -119,14 +123,13 @@ class HubSource(ImageSource):
             encoded = encoded.cast_column(self._column, _library().Image(decode=False))
         self._rows = encoded
         self._roots = _roots(Path(asked.name).expanduser())
-        last = len(rows) - 1
         self.fingerprint = fingerprint_of(
             [
                 "hub",
                 str(len(rows)),
                 json.dumps(features, sort_keys=True),
                 b"" if self._labels is None else self._labels.numpy().tobytes(),
-                *(self._cell(i * last // (_PROBES - 1))[0] or b"" for i in range(_PROBES)),
+                *signs_of(encoded.with_format("arrow")[:].column(0), *self._roots),
             ]
         )
 
@@ -147,23 +150,55 @@ class HubSource(ImageSource):
 
 def _load(asked: HubName, spec: str) -> Any:
     path = Path(asked.name).expanduser()
-    try:
-        return _library().load_dataset(
-            str(path) if path.exists() else asked.name,
-            asked.config,
-            split=asked.split,
-            revision=asked.revision,
+    here = path.exists()
+    if asked.name in _BUILDERS and not here:
+        raise DataError(
+            f"{asked.name} is a kind of data set, not one",
+            got=spec,
+            fix=f"name the folder that holds it: {PREFIX}FOLDER, or --data FOLDER",
         )
+    constants = import_module("huggingface_hub.constants")
+    reason = None if here or constants.HF_HUB_OFFLINE else unreachable_reason(constants.ENDPOINT)
+    try:
+        # Libraries retry for most of a minute before they look into their cache.
+        with _offline() if reason is not None else nullcontext():
+            return _library().load_dataset(
+                str(path) if here else asked.name,
+                asked.config,
+                split=asked.split,
+                revision=asked.revision,
+            )
     except Exception as error:
         # The library passes on what a dozen others raise: of the hub, of requests, of Arrow.
-        first = str(error).strip().splitlines()[:1]
+        said = f"{type(error).__name__}: {''.join(str(error).strip().splitlines()[:1])}"
+        if reason is not None:
+            raise DataError(
+                f"{spec} is not in the library's cache and cannot be downloaded",
+                got=f"{reason} ({said})",
+                fix="give --data PATH: Parquet files, a folder of images, or one that save_to_disk "
+                "wrote; or fill the cache where there is a network (HF_HOME says where it is)",
+            ) from error
         raise DataError(
             f"{spec} cannot be loaded",
-            got=f"{type(error).__name__}: {first[0] if first else ''}",
+            got=said,
             fix="check name, split and configuration, and for a gated one that you are logged in; "
             "without a network HF_HUB_OFFLINE=1 takes the library's cache, and --data PATH "
             "Parquet files or a folder that save_to_disk wrote",
         ) from error
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Tell the libraries, which ask the environment on import alone, that there is no network."""
+    asked = [import_module("huggingface_hub.constants"), _library().config]
+    before = [module.HF_HUB_OFFLINE for module in asked]
+    for module in asked:
+        module.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        for module, value in zip(asked, before, strict=True):
+            module.HF_HUB_OFFLINE = value
 
 
 def _roots(path: Path) -> list[Path]:

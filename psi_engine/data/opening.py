@@ -10,7 +10,7 @@ from typing import Any
 from torch.utils.data import Dataset, IterableDataset
 
 from psi_engine.data import hub
-from psi_engine.data.arrow import ArrowSource, is_saved
+from psi_engine.data.arrow import ArrowSource, is_saved, saved_part
 from psi_engine.data.dataset import DatasetSource
 from psi_engine.data.download import cached_tiny_imagenet, download_tiny_imagenet, require_network
 from psi_engine.data.folders import EXTENSIONS, FolderSource, files_ending
@@ -189,8 +189,7 @@ def _local_folder(spec: str) -> Path | None:
     path = Path(asked.name).expanduser()
     if not is_saved(path):
         return None
-    inside = path / asked.split
-    return inside if is_saved(inside) else path
+    return saved_part(path, asked.split, asked.config)
 
 
 def _torch_dataset(spec: Any) -> ImageSource:

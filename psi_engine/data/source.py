@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -123,6 +124,24 @@ def probe(stream: IO[bytes], start: int, size: int, pieces: int = 2) -> bytes:
         stream.seek(start + number * (size - PIECE) // (pieces - 1))
         digest.update(stream.read(PIECE))
     return digest.digest()
+
+
+def ends_of(file: str | Path) -> bytes:
+    """Digest of a file's size, first and last piece; empty for one that may not be read.
+
+    Raises
+    ------
+    DataError
+        The system fails to read it.
+    """
+    try:
+        # Without a buffer, which would read more than is asked for.
+        with open(file, "rb", buffering=0) as stream:
+            return probe(stream, 0, os.fstat(stream.fileno()).st_size)
+    except PermissionError:
+        return b""  # skipped, with its reason, when its turn comes
+    except OSError as error:
+        raise gone(file, error) from error
 
 
 def gone(what: str | Path, error: OSError) -> DataError:

@@ -81,6 +81,7 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> types.SimpleName
     state.version = "4.0.0"
     monkeypatch.setitem(sys.modules, "datasets", module)
     monkeypatch.setattr("psi_engine.data.hub.version", lambda name: state.version)
+    monkeypatch.setattr("psi_engine.data.hub.unreachable_reason", lambda url: None)
     return state
 
 
