@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Literal, TypedDict
@@ -18,7 +19,7 @@ from psi_engine import demo
 from psi_engine.data import cached_tiny_imagenet
 from psi_engine.models import cached_clip_weights, cached_weights
 from psi_engine.network import unreachable_reason
-from psi_engine.ops._cuda import compile_kernels, cupy_reason
+from psi_engine.ops._cuda import ARCHITECTURES, KernelReport, compile_kernels, cupy_reason
 
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "numba", "pyarrow")
 _HOSTS = {
@@ -91,18 +92,32 @@ def _kernels() -> list[Check]:
             else "needs the GPU first; torch and numba do its work meanwhile",
         )
     ]
-    for report in compile_kernels():
+    for report in _compiled(_architecture()):
         detail = f"compiles for {report.arch}: {report.registers} registers, "
         detail += f"{report.shared_bytes} B shared, {report.spill_bytes} B spilled"
         checks.append(
             _check(
-                f"kernel {report.name}",
+                f"kernel {report.name} {report.variant}".rstrip(),
                 report.error,
                 detail,
                 "pip install '.[cuda13]' in the project's folder brings the compiler",
             )
         )
     return checks
+
+
+@cache
+def _compiled(architecture: str) -> list[KernelReport]:
+    """Seconds of work whose result does not change."""
+    return compile_kernels([architecture])
+
+
+def _architecture() -> str:
+    """What kernels are compiled for: the device that is here, else the newest we know."""
+    if not torch.cuda.is_available():
+        return ARCHITECTURES[-1]
+    major, minor = torch.cuda.get_device_capability()
+    return f"sm_{major}{minor}"
 
 
 def _demo() -> Check:

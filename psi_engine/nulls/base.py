@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from psi_engine.config import ScoreConfig
 from psi_engine.ops.backend import Resolved
 from psi_engine.ops.exact import cosines, fold_sum
 from psi_engine.ops.random import hash_keys, string_key
-from psi_engine.ops.separability import Separability, separability
+from psi_engine.ops.separability import Separability, rotated_separability, separability
 from psi_engine.scores.distinctness import Texts
 from psi_engine.scores.pool import Pool
 from psi_engine.statistics import NullSummary
@@ -113,17 +113,25 @@ class Call:
 
     def separability(self, grams: Tensor, keys: Tensor) -> Separability:
         """S of each Gram matrix with this call's solver."""
+        return separability(grams, keys, **self._solver(grams.shape[-1]))
+
+    def rotated_separability(
+        self, rotations: Tensor, products: Tensor, scale: Tensor, shift: float, keys: Tensor
+    ) -> Tensor:
+        """S of each channel's inner products under each rotation: float64 (channels, m)."""
+        options = self._solver(products.shape[-1])
+        return rotated_separability(rotations, products, scale, shift, keys, **options)
+
+    def _solver(self, patches: int) -> dict[str, Any]:
         config = self.config
-        return separability(
-            grams,
-            keys,
-            k_min=config.k_min,
-            k_max=min(config.k_max, grams.shape[-1] - 1),
-            solver=config.solver,
-            restarts=config.restarts,
-            backend=self.backend,
-            memory=self.memory,
-        )
+        return {
+            "k_min": config.k_min,
+            "k_max": min(config.k_max, patches - 1),
+            "solver": config.solver,
+            "restarts": config.restarts,
+            "backend": self.backend,
+            "memory": self.memory,
+        }
 
     def chunk(self, bytes_each: int) -> int:
         """How many items of this size fit the memory budget, at least one."""

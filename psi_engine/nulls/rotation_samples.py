@@ -22,7 +22,6 @@ from psi_engine.ops.rotated_grams import (
     ROTATION_GRID,
     TINY,
     on_grid,
-    rotated_grams,
 )
 from psi_engine.statistics import NullSummary, summarise
 
@@ -102,13 +101,10 @@ def _compare(batch: Batch, call: Call, products: Tensor, shift: float) -> NullSu
                 rotations_about_ones(call.keys("null.s.bank", n, part), n), ROTATION_GRID
             ),
         )
-        step = call.chunk(each * len(part))
-        for start in range(0, channels, step):
-            rows = slice(start, start + step)
-            keys = call.keys("null.s.solve", batch.ids[rows, None], part)
-            grams = rotated_grams(bank, shuffled[rows], scale[rows], shift, backend=call.backend)
-            found = call.separability(grams.flatten(0, 1), keys.flatten())
-            draws[rows, part[0] : part[-1] + 1] = found.score.unflatten(0, keys.shape)
+        keys = call.keys("null.s.solve", batch.ids[:, None], part)
+        draws[:, part[0] : part[-1] + 1] = call.rotated_separability(
+            bank, shuffled, scale, shift, keys
+        )
     return summarise(batch.s, draws)
 
 

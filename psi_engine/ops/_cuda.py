@@ -21,6 +21,12 @@ from psi_engine.errors import DeviceError
 ARCHITECTURES = ("sm_80", "sm_90")
 """What :func:`compile_kernels` compiles for: Ampere and Hopper."""
 
+VARIANTS: Mapping[str, tuple[Mapping[str, str], ...]] = {
+    "contingency": ({}, {"COUNT_T": "short"}),
+    "separability": ({}, {"TILED": "0"}, {"ROTATED": "1"}),
+}
+"""Macros that change what is compiled; a kernel that is not named here has one form."""
+
 _PACKAGE = Path(__file__).parents[1]
 _DEFAULT_SHARED = 48 << 10
 _compiled: dict[tuple[int, str, tuple[tuple[str, str], ...]], Any] = {}
@@ -29,12 +35,14 @@ _compiled: dict[tuple[int, str, tuple[tuple[str, str], ...]], Any] = {}
 class KernelReport(NamedTuple):
     """How one kernel compiles for one architecture.
 
-    registers : per thread. shared_bytes : static, per block; dynamic shared memory depends on
+    variant : the macros that differ from their defaults, or nothing. registers : per thread.
+    shared_bytes : static, per block; dynamic shared memory depends on
     the launch. spill_bytes : stores and loads per thread. error : what stopped the compiler, or
     None; the numbers are 0 then.
     """
 
     name: str
+    variant: str
     arch: str
     registers: int
     shared_bytes: int
@@ -147,7 +155,7 @@ def shared_memory_limit(device: torch.device) -> int:
 
 
 def compile_kernels(architectures: Sequence[str] = ARCHITECTURES) -> list[KernelReport]:
-    """Compile every kernel with its default macros; needs NVRTC, but no GPU.
+    """Compile every kernel in all its :data:`VARIANTS`; needs NVRTC, but no GPU.
 
     Parameters
     ----------
@@ -157,36 +165,48 @@ def compile_kernels(architectures: Sequence[str] = ARCHITECTURES) -> list[Kernel
     Returns
     -------
     list of KernelReport
-        One per kernel and architecture, in that order.
+        One per kernel, variant and architecture, in that order.
     """
-    names = sorted(path.stem for path in kernel_folder().glob("*.cu"))
+    wanted = [
+        (path.stem, macros, arch)
+        for path in sorted(kernel_folder().glob("*.cu"))
+        for macros in VARIANTS.get(path.stem, ({},))
+        for arch in architectures
+    ]
     try:
         compile_one = _compiler()
     except (ImportError, RuntimeError) as error:  # CuPy is absent, or finds no NVRTC
         reason = f"the CUDA compiler library does not load ({error})"
-        return [KernelReport(x, arch, 0, 0, 0, reason) for x in names for arch in architectures]
-    return [compile_one(name, arch) for name in names for arch in architectures]
+        return [KernelReport(x, _named(y), arch, 0, 0, 0, reason) for x, y, arch in wanted]
+    return [compile_one(*one) for one in wanted]
 
 
-def _compiler() -> Callable[[str, str], KernelReport]:
+def _named(macros: Mapping[str, str]) -> str:
+    return " ".join(f"{macro}={value}" for macro, value in macros.items())
+
+
+def _compiler() -> Callable[[str, Mapping[str, str], str], KernelReport]:
     from cupy.cuda import nvrtc
 
     nvrtc.getVersion()  # loads the library
 
-    def compile_one(name: str, arch: str) -> KernelReport:
+    def compile_one(name: str, macros: Mapping[str, str], arch: str) -> KernelReport:
+        variant = _named(macros)
         program = nvrtc.createProgram(source(name), f"{name}.cu", (), ())
+        defines = [f"-D{macro}={value}" for macro, value in macros.items()]
+        options = ["-std=c++17", f"-arch={arch}", "--ptxas-options=-v", *defines]
         try:
-            nvrtc.compileProgram(program, ["-std=c++17", f"-arch={arch}", "--ptxas-options=-v"])
+            nvrtc.compileProgram(program, options)
             log = nvrtc.getProgramLog(program)
         except nvrtc.NVRTCError as error:
             log = nvrtc.getProgramLog(program)
-            return KernelReport(name, arch, 0, 0, 0, f"{error}: {log.strip()}")
+            return KernelReport(name, variant, arch, 0, 0, 0, f"{error}: {log.strip()}")
         finally:
             nvrtc.destroyProgram(program)
         spilled = sum(_numbers(r"(\d+) bytes spill (?:stores|loads)", log))
         registers = max(_numbers(r"Used (\d+) registers", log), default=0)
         shared = max(_numbers(r"(\d+) bytes smem", log), default=0)
-        return KernelReport(name, arch, registers, shared, spilled, None)
+        return KernelReport(name, variant, arch, registers, shared, spilled, None)
 
     return compile_one
 

@@ -61,16 +61,9 @@ def rotated_grams(
     InputError
         The shapes do not fit each other.
     """
-    m, n = rotations.shape[0], rotations.shape[-1]
+    check_rotations(rotations, products, scale)
+    m, n = rotations.shape[:2]
     channels = len(products)
-    if rotations.shape != (m, n, n) or products.shape != (channels, n, n):
-        raise InputError(
-            "rotations and products do not fit each other",
-            got=f"{tuple(rotations.shape)} and {tuple(products.shape)}",
-            expected="(m, n, n) and (channels, n, n)",
-        )
-    if scale.shape != (channels,):
-        raise InputError("scale does not fit products", got=tuple(scale.shape), expected=channels)
     out = torch.empty(channels, m, n, n, dtype=torch.float32, device=products.device)
     finish = normalised
     if resolve_backend(backend, products) == "numba":
@@ -89,6 +82,20 @@ def rotated_grams(
             both = (left @ turns.mT).reshape(len(turns), n, -1, n)
             finish(both, scale[here], shift, out[here, at : at + few])
     return out
+
+
+def check_rotations(rotations: Tensor, products: Tensor, scale: Tensor) -> None:
+    """Refuse rotations, products and scales of shapes that do not fit each other."""
+    m, n = rotations.shape[0], rotations.shape[-1]
+    channels = len(products)
+    if rotations.shape != (m, n, n) or products.shape != (channels, n, n):
+        raise InputError(
+            "rotations and products do not fit each other",
+            got=f"{tuple(rotations.shape)} and {tuple(products.shape)}",
+            expected="(m, n, n) and (channels, n, n)",
+        )
+    if scale.shape != (channels,):
+        raise InputError("scale does not fit products", got=tuple(scale.shape), expected=channels)
 
 
 def normalised(products: Tensor, scale: Tensor, shift: float, out: Tensor) -> None:

@@ -36,6 +36,6 @@ def build(kernel: str, signature: str, call: str, defines: dict[str, str], folde
     name = "-".join([kernel, *defines.values()]).replace("/", "_").replace(" ", "_")
     wrapper, library = folder / f"{name}.cpp", folder / f"{name}.so"
     wrapper.write_text(text)
-    command = [compiler, "-std=c++17", "-O1", "-Wall", "-Wno-unknown-pragmas", "-shared", "-fPIC"]
+    command = [compiler, "-std=c++17", "-O1", "-Wall", "-Wno-unused-function", "-shared", "-fPIC"]
     subprocess.run([*command, str(wrapper), "-o", str(library)], check=True)
     return ctypes.CDLL(str(library)).run

@@ -1,9 +1,10 @@
 // Runs a CUDA kernel on the CPU, one thread of a block after the other, to test its logic.
 //
-// Each CUDA thread is a ucontext fibre that runs until __syncthreads or its end. It shows wrong
-// indices, missing initialisation, divergent barriers and shared memory written past what the
-// launch asked for; it cannot show data races or speed. Dynamic shared memory must be named
-// `shared`, as in all kernels of this project.
+// Each CUDA thread is a ucontext fibre that runs until a barrier of its warp or its block, or its
+// end. It shows wrong indices, missing initialisation, divergent barriers and shared memory written
+// past what the launch asked for; threads run in falling order every other time, so that much of
+// what leans on their order shows too. It cannot show data races between warps, or speed. Dynamic
+// shared memory must be named `shared`, as in all kernels of this project.
 #pragma once
 #include <ucontext.h>
 
@@ -16,6 +17,7 @@
 #define __global__
 #define __device__
 #define __host__
+#define __forceinline__ inline
 #define __shared__
 #define __restrict__ __restrict
 #define __launch_bounds__(...)
@@ -50,11 +52,13 @@ namespace shim {
 
 constexpr unsigned char kPoison = 0xff;  // a NaN in every float, −1 in every int
 constexpr size_t kStack = 64 << 10;
-enum class State { running, waiting, finished };
+constexpr unsigned kWarp = 32;
+enum class State { running, at_warp, at_block, finished };
 
 static ucontext_t scheduler;
 static std::vector<ucontext_t> fibres;
 static std::vector<State> states;
+static std::vector<unsigned long long> exchanged;  // what each thread shows to its warp
 static std::function<void()> body;
 static unsigned current;
 
@@ -62,6 +66,41 @@ static void enter() {
     body();
     states[current] = State::finished;
     swapcontext(&fibres[current], &scheduler);
+}
+
+static void wait(State barrier) {
+    const unsigned self = current;
+    states[self] = barrier;
+    swapcontext(&fibres[self], &scheduler);
+}
+
+static bool all(unsigned first, unsigned last, State state) {
+    for (unsigned t = first; t < last; ++t) {
+        if (states[t] != state) return false;
+    }
+    return true;
+}
+
+static void release(unsigned first, unsigned last) {
+    for (unsigned t = first; t < last; ++t) states[t] = State::running;
+}
+
+// Let the threads [first, last) run up to their next barrier or their end.
+static void advance(unsigned first, unsigned last, bool falling) {
+    for (unsigned i = first; i < last; ++i) {
+        current = falling ? first + last - 1 - i : i;
+        if (states[current] == State::running) {
+            threadIdx = {current, 0, 0};
+            swapcontext(&scheduler, &fibres[current]);
+        }
+    }
+}
+
+static bool overrun(size_t shared_bytes) {
+    for (size_t i = shared_bytes; i < sizeof shared; ++i) {
+        if (shared[i] != kPoison) return true;
+    }
+    return false;
 }
 
 enum Outcome { kGood = 0, kDivergentBarrier = 1, kSharedOverrun = 2 };
@@ -72,6 +111,8 @@ static int launch(unsigned grid, unsigned block, size_t shared_bytes, std::funct
     gridDim = {grid, 1, 1};
     blockDim = {block, 1, 1};
     std::vector<unsigned char> stacks(block * kStack);
+    exchanged.assign(block, 0);
+    bool falling = false;
     for (unsigned b = 0; b < grid; ++b) {
         blockIdx = {b, 0, 0};
         std::memset(shared, kPoison, sizeof shared);
@@ -83,31 +124,80 @@ static int launch(unsigned grid, unsigned block, size_t shared_bytes, std::funct
             fibres[t].uc_stack.ss_size = kStack;
             makecontext(&fibres[t], enter, 0);
         }
-        for (bool alive = true; alive;) {
-            unsigned finished = 0;
-            for (current = 0; current < block; ++current) {
-                if (states[current] != State::finished) {
-                    states[current] = State::running;
-                    threadIdx = {current, 0, 0};
-                    swapcontext(&scheduler, &fibres[current]);
+        while (!all(0, block, State::finished)) {
+            for (unsigned first = 0; first < block; first += kWarp) {
+                const unsigned last = first + kWarp < block ? first + kWarp : block;
+                for (advance(first, last, falling); all(first, last, State::at_warp);
+                     advance(first, last, falling)) {
+                    falling = !falling;
+                    release(first, last);
                 }
-                finished += states[current] == State::finished;
             }
-            if (finished != 0 && finished != block) return kDivergentBarrier;
-            alive = finished == 0;
-        }
-        for (size_t i = shared_bytes; i < sizeof shared; ++i) {
-            if (shared[i] != kPoison) return kSharedOverrun;
+            if (overrun(shared_bytes)) return kSharedOverrun;
+            if (all(0, block, State::at_block)) {
+                release(0, block);
+            } else if (!all(0, block, State::finished)) {
+                return kDivergentBarrier;
+            }
         }
     }
     return kGood;
 }
 
+// Show a value to the warp and return what `lane` showed.
+template <class T>
+static T shuffle(T value, unsigned lane) {
+    static_assert(sizeof(T) <= sizeof(unsigned long long), "a shuffle moves up to 8 bytes");
+    const unsigned self = current;
+    std::memcpy(&exchanged[self], &value, sizeof value);
+    wait(State::at_warp);
+    std::memcpy(&value, &exchanged[self / kWarp * kWarp + lane % kWarp], sizeof value);
+    wait(State::at_warp);
+    return value;
+}
+
 }  // namespace shim
 
-static void __syncthreads() {
-    const unsigned self = shim::current;
-    shim::states[self] = shim::State::waiting;
-    swapcontext(&shim::fibres[self], &shim::scheduler);
-    threadIdx = {self, 0, 0};
+static void __syncthreads() { shim::wait(shim::State::at_block); }
+
+static int __syncthreads_or(int predicate) {
+    shim::exchanged[shim::current] = predicate != 0;
+    shim::wait(shim::State::at_block);
+    int any = 0;
+    for (unsigned t = 0; t < blockDim.x; ++t) any |= static_cast<int>(shim::exchanged[t]);
+    shim::wait(shim::State::at_block);
+    return any;
 }
+
+static void __syncwarp(unsigned = ~0u) { shim::wait(shim::State::at_warp); }
+
+template <class T>
+static T __shfl_sync(unsigned, T value, int lane) {
+    return shim::shuffle(value, static_cast<unsigned>(lane));
+}
+
+template <class T>
+static T __shfl_xor_sync(unsigned, T value, int mask) {
+    return shim::shuffle(value, (shim::current % shim::kWarp) ^ static_cast<unsigned>(mask));
+}
+
+template <class T>
+static T __shfl_up_sync(unsigned, T value, unsigned by) {
+    const unsigned lane = shim::current % shim::kWarp;
+    return shim::shuffle(value, lane >= by ? lane - by : lane);
+}
+
+static unsigned __ballot_sync(unsigned, int predicate) {
+    const unsigned self = shim::current, first = self / shim::kWarp * shim::kWarp;
+    shim::exchanged[self] = predicate != 0;
+    shim::wait(shim::State::at_warp);
+    unsigned bits = 0;
+    for (unsigned lane = 0; lane < shim::kWarp && first + lane < blockDim.x; ++lane) {
+        bits |= static_cast<unsigned>(shim::exchanged[first + lane]) << lane;
+    }
+    shim::wait(shim::State::at_warp);
+    return bits;
+}
+
+static int __popc(unsigned bits) { return __builtin_popcount(bits); }
+static int __ffs(int bits) { return __builtin_ffs(bits); }

@@ -4,20 +4,21 @@ import torch
 
 from psi_engine.nulls.draws import rotations_about_ones
 from psi_engine.nulls.rotation_samples import rotation_samples, rotation_shared, rotation_tangent
+from psi_engine.ops import separability
 from psi_engine.ops.random import permutations
 from tests.nulls.call import make_batch, make_call, normal
 from tests.reference import nulls as reference
 
 
-def capture_grams(call, monkeypatch):
+def capture_grams(monkeypatch):
     seen = []
-    scored = type(call).separability
+    scored = separability.separability
 
-    def spy(self, grams, keys):
+    def spy(grams, keys, **options):
         seen.append(grams)
-        return scored(self, grams, keys)
+        return scored(grams, keys, **options)
 
-    monkeypatch.setattr(type(call), "separability", spy)
+    monkeypatch.setattr(separability, "separability", spy)
     return seen
 
 
@@ -33,7 +34,7 @@ def test_null_grams_equal_rotated_features(null, rotate, dtype, atol, monkeypatc
     call = make_call(replicates=6)
     z = (normal(0, 3, 9, 12) * 0.5 + normal(1, 12)).to(dtype)
     batch = make_batch(z, call)
-    seen = capture_grams(call, monkeypatch)
+    seen = capture_grams(monkeypatch)
     null(batch, call)
     (grams,) = seen
     grams = grams.unflatten(0, (3, 6))

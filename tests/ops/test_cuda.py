@@ -14,9 +14,12 @@ def test_every_kernel_compiles_for_every_architecture() -> None:
     pytest.importorskip("cupy", reason="CuPy brings the CUDA compiler; install psi-engine[cuda13]")
     reports = _cuda.compile_kernels()
     names = {path.stem for path in _cuda.kernel_folder().glob("*.cu")}
+    assert set(_cuda.VARIANTS) <= names
     assert {(x.name, x.arch) for x in reports} == {
         (name, arch) for name in names for arch in _cuda.ARCHITECTURES
     }
+    variants = sum(len(_cuda.VARIANTS.get(name, ({},))) for name in names)
+    assert len(reports) == variants * len(_cuda.ARCHITECTURES)
     for report in reports:
         assert report.error is None
         assert 0 < report.registers <= 128

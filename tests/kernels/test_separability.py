@@ -1,0 +1,231 @@
+"""The logic of kernels/separability.cu, built for the CPU, against torch and rotated_grams."""
+
+from __future__ import annotations
+
+import ctypes
+
+import pytest
+import torch
+
+from psi_engine.nulls.draws import rotations_about_ones
+from psi_engine.ops import separability as op
+from psi_engine.ops.clustering import SEEDING
+from psi_engine.ops.fixed_point import fraction_bits
+from psi_engine.ops.random import hash_keys
+from psi_engine.ops.rotated_grams import PRODUCT_GRID, ROTATION_GRID, on_grid
+from tests.kernels.building import HOPPER_SHARED, build, launched
+
+GIVEN = ("const GRAM_T* grams, const unsigned char* valid", "grams, valid")
+ROTATED = (
+    "const double* rotations, const double* products, const double* scales, double shift, "
+    "int replicates",
+    "rotations, products, scales, shift, replicates",
+)
+SIGNATURE = (
+    ", const long long* keys, const unsigned char* partitions, const int* offsets, "
+    "double* workspace, double* score, long long* clusters, long long* out, int* bad, "
+    "int problems, int patches, int k_min, int k_max, int starts, unsigned long long seeding, "
+    "double scale, double step"
+)
+CALL = (
+    ", keys, partitions, offsets, workspace, score, clusters, out, bad, problems, patches, k_min, "
+    "k_max, starts, seeding, scale, step"
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory):
+    """Launch the kernel, built once per set of macros."""
+    built = {}
+
+    def call(sets, keys, patches, how, dtype, rotated, restarts=2, k=(2, 5), grid=None):
+        defines = op.kernel_defines(how, dtype, rotated)
+        name = tuple(defines.values())
+        if name not in built:
+            parameters, arguments = ROTATED if rotated else GIVEN
+            built[name] = build(
+                "separability",
+                parameters + SIGNATURE,
+                arguments + CALL,
+                defines,
+                tmp_path_factory.mktemp("kernels"),
+            )
+        n = len(keys)
+        grid = grid or n
+        workspace = torch.full((grid * patches**2,), torch.nan, dtype=torch.float64)
+        score = torch.full((n,), 7.0, dtype=torch.float64)
+        clusters = torch.full((n,), 7)
+        out = torch.full((n, patches), 7)
+        bad = torch.zeros(1, dtype=torch.int32)
+        table = [torch.from_numpy(x) for x in op.partition_table()]
+        scale = 2.0 ** fraction_bits(patches)
+        tensors = (keys, *table, workspace, score, clusters, out, bad)
+        launched(
+            built[name](
+                ctypes.c_uint(grid),
+                ctypes.c_uint(32 * how.warps),
+                ctypes.c_long(how.shared_bytes),
+                *(ctypes.c_void_p(x.data_ptr()) if torch.is_tensor(x) else x for x in sets),
+                *(ctypes.c_void_p(x.data_ptr()) for x in tensors),
+                *(n, patches, *k, restarts),
+                ctypes.c_ulonglong(SEEDING & (2**64 - 1)),
+                ctypes.c_double(scale),
+                ctypes.c_double(1 / scale),
+            )
+        )
+        return op.Separability(score, clusters, out), bool(bad)
+
+    return call
+
+
+def clustered(n: int, patches: int, seed: int = 0) -> torch.Tensor:
+    """Unit rows around three directions, so that there is something to find."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(n, 3, 12, generator=generator)
+    which = torch.randint(0, 3, (n, patches), generator=generator)
+    rows = centres.gather(1, which[..., None].expand(-1, -1, 12))
+    rows = rows + 0.7 * torch.randn(n, patches, 12, generator=generator)
+    return torch.nn.functional.normalize(rows, dim=-1)
+
+
+def keys_of(n: int) -> torch.Tensor:
+    return hash_keys(torch.arange(n), 11)
+
+
+def given(run, grams, *, mask=None, how=None, restarts=2, k=(2, 5), grid=None):
+    n, patches = grams.shape[:2]
+    how = how or op.plan(patches, HOPPER_SHARED)
+    valid = torch.ones(n, patches, dtype=torch.uint8) if mask is None else mask.to(torch.uint8)
+    sets = (grams.contiguous(), valid)
+    return run(sets, keys_of(n), patches, how, grams.dtype, False, restarts, k, grid)
+
+
+def check(run, grams: torch.Tensor, **options) -> None:
+    found, bad = given(run, grams, **options)
+    assert not bad
+    k_min, k_max = options.get("k", (2, 5))
+    want = op.separability(
+        grams,
+        keys_of(len(grams)),
+        k_min=k_min,
+        k_max=k_max,
+        mask=options.get("mask"),
+        restarts=options.get("restarts", 2),
+        backend="torch",
+    )
+    for got, expected in zip(found, want, strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def grams_of(n: int, patches: int, seed: int = 0) -> torch.Tensor:
+    rows = clustered(n, patches, seed)
+    return rows @ rows.mT
+
+
+@pytest.mark.parametrize("patches", [3, 4, 5, 7, 8, 33, 50])
+def test_has_the_bits_of_torch(run, patches: int) -> None:
+    check(run, grams_of(2, patches))
+
+
+@pytest.mark.parametrize("warps", op.WARPS)
+def test_any_number_of_warps_keeps_the_best_start(run, warps: int) -> None:
+    how = op.plan(20, HOPPER_SHARED)._replace(warps=warps)
+    check(run, grams_of(2, 20), how=how, restarts=5)
+
+
+def test_float64_grams(run) -> None:
+    rows = clustered(1, 24).double()
+    check(run, torch.nn.functional.normalize(rows, dim=-1) @ rows.mT)
+
+
+@pytest.mark.parametrize("patches", [161, 162, 231])
+def test_where_the_gram_matrix_leaves_shared_memory(run, patches: int) -> None:
+    how = op.plan(patches, HOPPER_SHARED)
+    assert how.tiled == (patches < 162)
+    check(run, grams_of(1, patches), restarts=1, k=(2, 3))
+
+
+def test_shared_and_global_grams_agree(run) -> None:
+    grams = grams_of(3, 20)
+    how = op.plan(20, HOPPER_SHARED)
+    freed = how._replace(tiled=False, shared_bytes=how.shared_bytes - 8 * 20**2)
+    for got, want in zip(given(run, grams)[0], given(run, grams, how=freed)[0], strict=True):
+        assert torch.equal(got, want)
+
+
+def test_blocks_stride_over_problems(run) -> None:
+    check(run, grams_of(5, 12), grid=2)
+
+
+def test_ragged_masks(run) -> None:
+    grams = grams_of(6, 20)
+    counts = torch.tensor([2, 3, 5, 8, 13, 20])
+    mask = (
+        torch.rand(6, 20, generator=torch.Generator().manual_seed(2)).argsort(1) < counts[:, None]
+    )
+    # What a masked patch holds must not matter.
+    grams = grams.masked_fill(~(mask[:, :, None] & mask[:, None, :]), torch.nan)
+    check(run, grams, mask=mask)
+
+
+@pytest.mark.parametrize("case", ["one-point", "duplicates", "orthogonal", "antipodal"])
+def test_degenerate_sets(run, case: str) -> None:
+    rows = {
+        "one-point": torch.eye(4)[torch.zeros(10, dtype=torch.int64)],
+        "duplicates": torch.eye(4)[torch.arange(12) % 3],
+        "orthogonal": torch.eye(9),
+        "antipodal": torch.eye(4)[torch.zeros(10, dtype=torch.int64)]
+        * (1 - 2 * (torch.arange(10) % 2))[:, None],
+    }[case][None]
+    check(run, rows @ rows.mT)
+
+
+@pytest.mark.parametrize("k", [(2, 2), (3, 7), (6, 7)])
+def test_every_range_of_k(run, k: tuple[int, int]) -> None:
+    check(run, grams_of(2, 16), k=k)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3.0])
+def test_entries_that_are_no_cosines_are_flagged(run, value: float) -> None:
+    grams = grams_of(3, 8)
+    grams[1, 2, 3] = grams[1, 3, 2] = value
+    assert given(run, grams)[1]
+
+
+@pytest.mark.parametrize(("patches", "shift"), [(8, 0.0), (21, 0.0), (21, 1.0)])
+def test_rotated_sets_have_the_bits_of_the_two_steps(run, patches: int, shift: float) -> None:
+    channels, m = 2, 3
+    rows = clustered(channels, patches).double()
+    products = rows @ rows.mT
+    scale = torch.ldexp(
+        torch.ones(channels, dtype=torch.float64), products.flatten(1).norm(dim=1).frexp().exponent
+    )
+    products = on_grid(products / scale[:, None, None], PRODUCT_GRID)
+    rotations = on_grid(rotations_about_ones(hash_keys(torch.arange(m), 5), patches), ROTATION_GRID)
+    keys = hash_keys(torch.arange(channels)[:, None], torch.arange(m))
+    want = op.rotated_separability(
+        rotations, products, scale, shift, keys, restarts=2, backend="torch"
+    )
+    how = op.plan(patches, HOPPER_SHARED, rotated=True)
+    sets = (rotations.contiguous(), products, scale, ctypes.c_double(shift), m)
+    found, bad = run(sets, keys.flatten(), patches, how, torch.float64, True)
+    assert not bad
+    assert torch.equal(found.score.reshape(channels, m), want)
+    assert want.unique().numel() > 1
+
+
+def test_the_shared_memory_asked_for_is_what_is_used(run) -> None:
+    """One byte more of layout and the shim reports an overrun; sizes of every parity."""
+    for patches in (9, 10, 11, 12):
+        check(run, grams_of(1, patches), restarts=1, k=(2, 2))
+
+
+def test_what_does_not_fit_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(op._cuda, "shared_memory_limit", lambda device: 40_000)
+    grams = torch.eye(300).expand(1, -1, -1)
+    assert op.unsupported_reason(torch.eye(50)[None], 2, 5, "hartigan") is None
+    assert "fit 40000 B" in op.unsupported_reason(grams, 2, 5, "hartigan")
+    assert "not 8" in op.unsupported_reason(grams, 2, 8, "hartigan")
+    assert "lloyd" in op.unsupported_reason(grams, 2, 5, "lloyd")
+    assert "float16" in op.unsupported_reason(grams.half(), 2, 5, "hartigan")
+    assert op.unsupported_reason(torch.eye(80)[None], 2, 5, "hartigan", rotated=True) is not None
