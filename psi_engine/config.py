@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from numbers import Real
@@ -190,6 +190,7 @@ class ScoreConfig:
     def preset(cls, name: str, **changes: Any) -> ScoreConfig:
         """The settings of ``paper`` (Section 4 of the paper) or ``calibrated``, with changes."""
         _choose("preset", name, get_args(Preset))
+        changes = _section("score", changes, cls)
         if name == "calibrated":
             return cls(**changes)
         paper = cls(
@@ -209,7 +210,7 @@ class ScoreConfig:
 class RunConfig:
     """One run: a model, its layers, images, an encoder, and how to score.
 
-    :meth:`from_options` builds one from the flat keys of the command line and of ``--config``.
+    :meth:`from_options` builds one from the keys of the command line and of ``--config``.
     """
 
     model: str
@@ -270,7 +271,7 @@ class RunConfig:
 
     @classmethod
     def from_options(cls, preset: str = "calibrated", **options: Any) -> RunConfig:
-        """Build a run from flat options, on top of a preset.
+        """Build a run from options, on top of a preset.
 
         Parameters
         ----------
@@ -280,6 +281,8 @@ class RunConfig:
         **options
             Any field of this class, of :class:`MineConfig`, :class:`PatchConfig` or
             :class:`ScoreConfig`; ``seed`` sets both seeds. None means "as the preset says".
+            ``mine``, ``patches`` and ``score`` may hold mappings of one stage's fields, over
+            which the others win.
 
         Raises
         ------
@@ -294,17 +297,15 @@ class RunConfig:
             parts["mine"]["sites"] = "all"
             parts["patches"]["patch"] = "theoretical"
             parts["run"]["image_size"] = 224
-        known = {f.name for f in fields(cls)} - set(stages)
+        for stage, kind in stages.items():
+            parts[stage] |= _section(stage, given.pop(stage, {}), kind)
+        known = _names(cls) - set(stages)
         for name, value in given.items():
             homes = [part for part, kind in stages.items() if name in _names(kind)]
             if name in known:
                 homes.append("run")
             if not homes:
-                everything = sorted(known.union(*(_names(kind) for kind in stages.values())))
-                close = get_close_matches(name, everything, n=3) or everything
-                raise InputError(
-                    "unknown option", got=repr(name), expected="one of " + ", ".join(close)
-                )
+                raise _unknown(name, known.union(*(_names(kind) for kind in stages.values())))
             for home in homes:
                 parts[home][name] = value
         for needed, such in _NEEDED.items():
@@ -322,6 +323,26 @@ _NEEDED = {
     "model": "resnet50 or timm:vit_base_patch16_224",
     "layers": "layer4, blocks.11 or all; a name that is not there lists the close ones",
 }
+
+
+def _section(stage: str, settings: object, kind: type) -> dict[str, Any]:
+    """The settings of one stage, each one known; None is left to the preset."""
+    if not isinstance(settings, Mapping):
+        raise InputError(
+            f"{stage} is no section of settings", got=repr(settings), expected=f"a table [{stage}]"
+        )
+    for name in settings:
+        if name not in _names(kind):
+            raise _unknown(name, _names(kind), stage)
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _unknown(name: str, known: set[str], stage: str | None = None) -> InputError:
+    where = "" if stage is None else f" of [{stage}]"
+    close = get_close_matches(name, sorted(known), n=3) or sorted(known)
+    return InputError(
+        f"unknown option{where}", got=repr(name), expected="one of " + ", ".join(close)
+    )
 
 
 def _names(kind: type) -> set[str]:

@@ -31,6 +31,7 @@ from psi_engine.patches import collect_patches, receptive_field, site_boxes
 from psi_engine.provenance import made_here
 from psi_engine.scores.describe import describe_clusters
 from psi_engine.shards import told_aside
+from psi_engine.settings import write_run_settings
 from psi_engine.stored import (
     MINED,
     SCORE_INPUTS,
@@ -102,6 +103,8 @@ def _stages(
         encoder={"name": inputs.encoder.name, "text": inputs.encoder.text},
         preparation_seconds=round(time.perf_counter() - started, 3),
     )
+    if world.main and "sites" not in folder.manifest["identity"]:
+        write_run_settings(out, config)  # sites of another tool are repeated by no settings
     mined = _mine(folder, work, config, inputs, progress, world)
     patches, fields = _patches(folder, keys["patches"], config, inputs, mined, world)
     _embed(folder, keys["embed"], config, inputs, patches, progress, world)

@@ -30,6 +30,7 @@ from psi_engine.errors import InputError
 from psi_engine.scores.arrays import as_tensor
 from psi_engine.scores.describe import describe_clusters
 from psi_engine.scores.score import score
+from psi_engine.settings import write_score_settings
 from psi_engine.tables import SCORED, channel_scores, cluster_scores, null_table, patch_table
 from psi_engine.types import Progress
 
@@ -107,6 +108,8 @@ def score_file(
     folder = artifacts.RunFolder(out, identity)
     key = artifacts.fingerprint("score", content, config)
     folder.describe({"score": key}, config=asdict(config), versions=artifacts.versions())
+    given = {"file": file, "labels": labels, "text": text, "pool": pool, "out": out}
+    write_score_settings(folder.path, config, given | {"device": device})
     folder.begin("score", key)
     for name, parts in tables.items():
         artifacts.write_table(folder.path / f"{name}.parquet", pa.concat_tables(parts))

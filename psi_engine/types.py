@@ -20,11 +20,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from psi_engine.errors import InputError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -305,7 +308,19 @@ class Scores:
         return pa.table(columns)
 
     def to_pandas(self) -> Any:
-        """The table of :meth:`to_arrow` as a pandas DataFrame (pandas must be installed)."""
+        """The table of :meth:`to_arrow` as a pandas DataFrame.
+
+        Raises
+        ------
+        InputError
+            pandas is not installed.
+        """
+        if find_spec("pandas") is None:
+            raise InputError(
+                "pandas is not installed",
+                expected="the extra pandas",
+                fix="pip install 'psi-engine[pandas]', or take to_arrow()",
+            )
         return self.to_arrow().to_pandas()
 
 

@@ -26,7 +26,6 @@ Every model is run once for each of its presets and seeds.
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
@@ -37,6 +36,7 @@ from psi_engine.config import MineConfig, PatchConfig, Preset, RunConfig, ScoreC
 from psi_engine.encoders import check_encoder
 from psi_engine.errors import InputError
 from psi_engine.models import check_model
+from psi_engine.settings import read_settings
 
 RUNS = "runs"
 """Folder of the run folders, in the suite's."""
@@ -86,7 +86,7 @@ def read_plan(file: str | Path, out: str | Path | None = None) -> Plan:
         layers, channels and data are seen to when the run's turn comes.
     """
     path = Path(file)
-    content = _read(path)
+    content = read_settings(path, "suite's file")
     models = content.pop("models", None)
     if not isinstance(models, list) or not models or not all(isinstance(m, dict) for m in models):
         raise InputError(
@@ -114,15 +114,6 @@ def read_plan(file: str | Path, out: str | Path | None = None) -> Plan:
         entries += _entries(name, options, folder, where)
     _check_what_is_named(entries, path)
     return Plan(folder, tuple(entries))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise InputError("the suite's file is not there", got=str(path), expected="a TOML file")
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError("the suite's file is not TOML", got=f"{path}: {error}") from None
 
 
 def _known() -> set[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,10 +25,10 @@ from psi_engine.cli.options import (
     Weights,
     channel_specs,
     commas,
+    over_file,
 )
 from psi_engine.cli.program import app
 from psi_engine.cli.screen import error_console, finish, reported, screen
-from psi_engine.errors import InputError
 
 
 @app.command()
@@ -183,18 +182,9 @@ def _mine_shard(options: dict[str, Any], shard: str, as_json: bool, quiet: bool)
 
 def _options(file: Path | None, given: dict[str, Any]) -> dict[str, Any]:
     """Merge the options of a TOML file with those of the command line, which win."""
-    options: dict[str, Any] = {}
-    if file is not None:
-        if not file.is_file():
-            raise InputError("the config file is not there", got=str(file))
-        try:
-            options = tomllib.loads(file.read_text(encoding="utf-8"))
-        except tomllib.TOMLDecodeError as error:
-            raise InputError("the config file is not TOML", got=f"{file}: {error}") from None
-        options = {name.replace("-", "_"): value for name, value in options.items()}
     for name in ("as_json", "quiet", "debug"):
         given.pop(name)
-    options |= {name: value for name, value in given.items() if value is not None}
+    options = over_file(file, given)
     splits = {"layers": commas, "latents": commas, "channels": channel_specs}
     for name, split in splits.items():
         if isinstance(options.get(name), str):
