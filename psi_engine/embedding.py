@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
-from psi_engine.artifacts import atomic, fingerprint, full_disk_told, write_json
+from psi_engine.artifacts import atomic, fingerprint, full_disk_told, write_json, write_table
 from psi_engine.data import ImageSource, Preprocess, batches
 from psi_engine.distributed import ALONE, World
 from psi_engine.encoders import Encoder
@@ -36,6 +37,8 @@ BLOCK = 256
 """Crops encoded together and written down together."""
 
 EMBEDDINGS = "embeddings/embeddings.npy"
+BOXES = "embeddings/boxes.parquet"
+"""Which crop each row is: image_id, x0, y0, x1, y1."""
 PARTS = "embeddings/parts"
 """Folder of the rows that are done while the stage runs."""
 KEY = "embeddings/key.json"
@@ -143,6 +146,13 @@ def embed_once(
         write_json(record, {"key": key})
     shutil.rmtree(folder / PARTS, ignore_errors=True)
     return path
+
+
+def write_boxes(folder: Path, boxes: Boxes) -> None:
+    """Write which crop each row of the array is, as :data:`BOXES`."""
+    corners = zip(("x0", "y0", "x1", "y1"), boxes.xyxy.numpy().T, strict=True)
+    index = pa.table({"image_id": boxes.image_ids.numpy(), **dict(corners)})
+    write_table(folder / BOXES, index)
 
 
 @dataclass

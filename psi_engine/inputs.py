@@ -28,6 +28,7 @@ from psi_engine.models import (
     parse_channels,
 )
 from psi_engine.ops.backend import resolve_backend, resolve_device
+from psi_engine.standins import IMPORTED, pictures_only
 from psi_engine.types import ActivationShape, Progress, Prompts
 from psi_engine.vocabulary import build_vocabulary, unrelated_bank
 
@@ -112,7 +113,7 @@ def check(config: RunConfig, progress: Progress | None = None) -> Inputs:
     """Find and check everything a run needs; local checks first, downloads last."""
     if config.concepts is not None and not Path(config.concepts).is_file():
         raise InputError("no concepts file", got=config.concepts, expected="one concept a line")
-    seen = _check_images(
+    seen = check_images(
         config, progress, lambda: check_encoder(config.encoder, config.encoder_weights)
     )
     encoder = load_encoder(config.encoder, config.encoder_weights, seen.device, config.concepts)
@@ -120,12 +121,19 @@ def check(config: RunConfig, progress: Progress | None = None) -> Inputs:
     return Inputs(**vars(seen), encoder=encoder, prompts=prompts, bank=bank)
 
 
-def _check_images(
+def check_images(
     config: RunConfig,
     progress: Progress | None,
     before_downloads: Callable[[], None] = lambda: None,
 ) -> ImageInputs:
-    """Find and check model and images; ``before_downloads`` checks what else is here."""
+    """Find and check the model and the images; ``before_downloads`` checks what else is here.
+
+    Raises
+    ------
+    InputError
+        For anything wrong with the options, the device, the model, its weights, the layers, the
+        channels or the data.
+    """
     device = resolve_device(config.device)
     require_precision(config.mine.precision, device)
     backend = resolve_backend(config.backend, device)
@@ -166,7 +174,19 @@ def reopen(run: Run, progress: Progress | None = None) -> Inputs:
     InputError
         As :func:`check`.
     """
-    inputs = check(config_of(run), progress)
+    config = config_of(run)
+    if IMPORTED in (config.model, config.encoder):
+        seen = _imported_images(run, config, progress)
+        if config.encoder == IMPORTED:
+            raise RunFolderError(
+                f"the encoder of {run.path} is not here: its embeddings were imported",
+                fix="import again with --data and --encoder",
+            )
+        encoder = load_encoder(config.encoder, config.encoder_weights, seen.device, config.concepts)
+        prompts, bank = choose_vocabulary(config, encoder, seen.source)
+        inputs = Inputs(**vars(seen), encoder=encoder, prompts=prompts, bank=bank)
+    else:
+        inputs = check(config, progress)
     _require_same(run, inputs)
     return inputs
 
@@ -181,9 +201,27 @@ def reopen_images(run: Run, progress: Progress | None = None) -> ImageInputs:
     InputError
         As :func:`check`.
     """
-    inputs = _check_images(config_of(run), progress)
+    inputs = _imported_images(run, config_of(run), progress)
     _require_same(run, inputs)
     return inputs
+
+
+def _imported_images(run: Run, config: RunConfig, progress: Progress | None) -> ImageInputs:
+    """Model and images of a run whose sites may have been imported without a model."""
+    if config.data == IMPORTED:
+        raise RunFolderError(
+            f"the images of {run.path} are not here: its embeddings were imported",
+            fix="import again with --data",
+        )
+    if config.model != IMPORTED:
+        return check_images(config, progress)
+    device = resolve_device(config.device)
+    held = run.manifest
+    model = pictures_only(held["fingerprints"]["weights"], held["image_size"])
+    shapes = {layer: ActivationShape("flat", 0, (1, 1)) for layer in config.layers}
+    chosen = LayerChoice(shapes, {}, {})
+    source = _open_data(config, progress)
+    return ImageInputs(device, resolve_backend(config.backend, device), model, chosen, {}, source)
 
 
 def _require_same(run: Run, inputs: ImageInputs) -> None:

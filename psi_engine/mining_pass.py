@@ -12,7 +12,7 @@ from psi_engine import artifacts
 from psi_engine.config import MineConfig, RunConfig
 from psi_engine.distributed import ALONE, LOCK, World, launched, only_job
 from psi_engine.errors import InputError
-from psi_engine.inputs import Inputs, check
+from psi_engine.inputs import ImageInputs, Inputs, check
 from psi_engine.mining import MICRO_BATCH, MINING, NETWORK_FORM, Miner, exchange, mine, pack_state
 from psi_engine.ops.backend import memory_budget
 from psi_engine.provenance import made_here
@@ -40,7 +40,7 @@ CHECKPOINT_IMAGES = 4096
 """Images of a rank between two saved states of a running mining stage."""
 
 
-def work_of(config: RunConfig, inputs: Inputs) -> Work:
+def work_of(config: RunConfig, inputs: ImageInputs) -> Work:
     """What the mining stage of a run has to do, and its key."""
     settings = asdict(replace(config.mine, batch_size=1))
     key = artifacts.fingerprint(

@@ -22,7 +22,9 @@ from psi_engine.baselines import measure_all
 from psi_engine.config import MineConfig, RunConfig, ScoreConfig
 from psi_engine.data import batches
 from psi_engine.distributed import LOCK, World, join, only_job
-from psi_engine.embedding import EMBEDDINGS, PARTS, embed_boxes
+from psi_engine.embedding import BOXES, EMBEDDINGS, PARTS, embed_boxes, write_boxes
+from psi_engine.errors import InputError, RunFolderError
+from psi_engine.found import Found, write_stages
 from psi_engine.inputs import Inputs, check, embed_texts, run_folder
 from psi_engine.mining import dead_channels
 from psi_engine.mining_pass import PARTIAL, Work, mine_images, work_of
@@ -41,8 +43,6 @@ from psi_engine.stored import (
 )
 from psi_engine.tables import KINDS, SCORED, channel_table, cluster_table, null_table, site_table
 from psi_engine.types import LayerSites, Mined, PatchSet, Progress, ReceptiveField, Scores
-
-BOXES = "embeddings/boxes.parquet"
 
 
 def run(config: RunConfig, *, progress: Progress | None = None) -> artifacts.Run:
@@ -70,6 +70,37 @@ def run(config: RunConfig, *, progress: Progress | None = None) -> artifacts.Run
         return _run(config, progress if world.main else None, world)
 
 
+def run_from(
+    config: RunConfig, inputs: Inputs, found: Found, *, progress: Progress | None = None
+) -> artifacts.Run:
+    """Finish a run whose first stages another tool did.
+
+    Parameters
+    ----------
+    config : RunConfig
+    inputs : Inputs
+        What the settings name, with stand-ins where the tool's files come without it.
+    found : Found
+
+    Raises
+    ------
+    InputError
+        The process is a rank of a larger job.
+    RunFolderError
+        The folder holds another run, or sites of other files.
+    """
+    started = time.perf_counter()
+    with join(config.device) as world:
+        if world.size > 1:
+            raise InputError("files are imported by one process", got=f"{world.size} ranks")
+        out = run_folder(config)
+        with only_job(out / LOCK, world):
+            folder = artifacts.RunFolder(out, inputs.identity | found.identity, world)
+            keys = _keys(config, inputs, work_of(config, inputs).key, _vocabulary(inputs))
+            write_stages(folder, keys, inputs.model.preprocess.image_size, found)
+            return _stages(config, inputs, progress, world, started)
+
+
 def _run(config: RunConfig, progress: Progress | None, world: World) -> artifacts.Run:
     started = time.perf_counter()
     inputs = _inputs(config, progress, world)
@@ -84,6 +115,13 @@ def _stages(
     folder = artifacts.RunFolder(out, inputs.identity, world)
     world.require_shared(out)
     work = work_of(config, inputs)
+    if "sites" in folder.manifest["identity"] and not folder.is_done("mine", work.key):
+        raise RunFolderError(
+            f"{out} holds sites that another tool found",
+            got="settings that would mine them anew",
+            expected="the same model, data, channels and --top-k as at the import",
+            fix="give another --out to mine with psi-engine",
+        )
     vocabulary = _vocabulary(inputs)
     keys = _keys(config, inputs, work.key, vocabulary)
     for stage, key in keys.items():  # of preprocess, vocabulary, labels … too
@@ -209,15 +247,20 @@ def _patches(
     else:
         started = time.perf_counter()
         folder.begin("patches", key)
-        fields = world.from_main(lambda: _fields(config, inputs, side))
+        fields = world.from_main(lambda: _fields(config, inputs, side, mined))
         facts = {layer: field._asdict() for layer, field in fields.items()}
         folder.finish("patches", [], time.perf_counter() - started, fields=facts)
     return collect_patches(mined, fields, side), fields
 
 
-def _fields(config: RunConfig, inputs: Inputs, side: int) -> dict[str, ReceptiveField]:
+def _fields(
+    config: RunConfig, inputs: Inputs, side: int, mined: Mined
+) -> dict[str, ReceptiveField]:
+    # Sites of another tool may have no place in the layer's map: their shape says so.
+    shapes = {layer: mined[layer].shape for layer in inputs.layers}
     probes = None
-    if config.patches.patch == "effective":
+    placed = any(shape.kind != "flat" for shape in shapes.values())
+    if config.patches.patch == "effective" and placed:
         probes = _probe_images(inputs, config.patches.probe_images)
     return {
         layer: receptive_field(
@@ -227,7 +270,7 @@ def _fields(config: RunConfig, inputs: Inputs, side: int) -> dict[str, Receptive
             config.patches.patch,
             images=probes,
             energy=config.patches.energy,
-            shape=inputs.shapes[layer],
+            shape=shapes[layer],
         )
         for layer in inputs.layers
     }
@@ -269,9 +312,7 @@ def _embed(
         notes=notes,
     )
     if world.main:
-        corners = zip(("x0", "y0", "x1", "y1"), patches.boxes.xyxy.numpy().T, strict=True)
-        index = pa.table({"image_id": patches.boxes.image_ids.numpy(), **dict(corners)})
-        artifacts.write_table(folder.path / BOXES, index)
+        write_boxes(folder.path, patches.boxes)
     folder.finish(
         "embed",
         [EMBEDDINGS, BOXES],

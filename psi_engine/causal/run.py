@@ -82,6 +82,13 @@ def swap(
 
 
 def _swap(stored: StoredRun, config: SwapConfig, progress: Progress | None) -> artifacts.Run:
+    if "sites" in stored.run.manifest["identity"]:
+        raise InputError(
+            "the sites of the run were found by another tool",
+            got=stored.run.manifest["identity"]["sites"],
+            expected="sites with activation ranges, as psi-engine run mines them",
+            fix="run psi-engine run with another --out",
+        )
     plan = plan_swaps(stored, config)
     key, device = swap_key(stored, config), _device(stored)
     folder = artifacts.RunFolder(stored.run.path, stored.run.manifest["identity"])
