@@ -1,0 +1,262 @@
+"""What another tool's files hold, in one form for all tools, checked when it is made.
+
+Every adapter reads into :class:`Contents` and writes from it; which of its parts are there
+decides what can be done with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from psi_engine.errors import InputError
+from psi_engine.types import ActivationStats
+
+_LEAST = 4  # fewer patches have no clusters to test
+
+
+@dataclass(frozen=True)
+class TopExamples:
+    """The images that excite each channel of a layer most.
+
+    Rows are put in order: best first, empty slots last, ties as they come.
+
+    Parameters
+    ----------
+    layer : str
+    image_ids : Tensor, int64 (channels, k)
+        Positions of the images in their data set; −1 in empty slots, which come last.
+    values : Tensor, float32 (channels, k), optional
+        Activations, finite but in empty slots, which hold NaN.
+    positions : Tensor, int64 (channels, k), optional
+        Where in the layer's map: row · columns + column. None = the whole image.
+    grid : tuple of int, optional
+        (rows, columns) of the map that positions count through.
+    channels : Tensor, int64 (channels,), optional
+        Indices in the layer; None = all from 0 on.
+    stats : ActivationStats, optional
+        Over every site of every image, where the file tells.
+
+    Raises
+    ------
+    InputError
+        Shapes that do not fit, fewer than 4 slots, ids below −1, an image twice in a channel,
+        values that are not finite, positions outside the grid.
+    """
+
+    layer: str
+    image_ids: Tensor
+    values: Tensor | None = None
+    positions: Tensor | None = None
+    grid: tuple[int, int] | None = None
+    channels: Tensor | None = None
+    stats: ActivationStats | None = None
+
+    def __post_init__(self) -> None:
+        ids = self.image_ids
+        where = f"the examples of {self.layer}"
+        if ids.ndim != 2 or ids.shape[1] < _LEAST or not len(ids):
+            raise InputError(
+                f"{where} are not a table of image ids",
+                got=tuple(ids.shape),
+                expected=f"(channels, k) with at least {_LEAST} images a channel",
+                fix="collect more examples per channel",
+            )
+        for name in ("values", "positions"):
+            part = getattr(self, name)
+            if part is not None and part.shape != ids.shape:
+                raise InputError(
+                    f"{name} and image ids of {self.layer} do not fit",
+                    got=f"{tuple(part.shape)} and {tuple(ids.shape)}",
+                    expected="equal shapes",
+                    fix="take files of one and the same collection",
+                )
+        if bool((ids < -1).any()):
+            raise InputError(
+                f"{where} hold ids below −1", got=int(ids.min()), expected="image ids from 0 on"
+            )
+        if self.channels is None:
+            object.__setattr__(self, "channels", torch.arange(len(ids)))
+        self._check_values()
+        self._check_positions()
+        self._sort()
+        self._check_distinct()
+
+    def _check_values(self) -> None:
+        if self.values is None:
+            return
+        broken = ~torch.isfinite(self.values) & (self.image_ids >= 0)
+        if bool(broken.any()):
+            channel, rank = torch.nonzero(broken)[0].tolist()
+            raise InputError(
+                f"an activation of {self.layer} is not finite",
+                got=f"{float(self.values[channel, rank])} at channel {channel}, rank {rank}",
+                expected="finite activations",
+                fix="find out why the network puts out NaN or infinity, and collect again",
+            )
+
+    def _check_positions(self) -> None:
+        if self.positions is None:
+            return
+        inside = self.positions[self.image_ids >= 0]
+        most = None if self.grid is None else self.grid[0] * self.grid[1]
+        if bool((inside < 0).any()) or (most is not None and bool((inside >= most).any())):
+            raise InputError(
+                f"positions of {self.layer} lie outside its map",
+                got=f"{int(inside.min())} to {int(inside.max())}",
+                expected="0 or more" if most is None else f"0 to {most - 1} for {self.grid}",
+                fix="give the grid of the layer at the image size of the collection",
+            )
+
+    def _sort(self) -> None:
+        """Put empty slots last, the others by value; ties and rows without values stay."""
+        if self.values is None:
+            keys = (self.image_ids < 0).to(torch.float32)
+        else:
+            keys = torch.where(self.image_ids < 0, torch.inf, -self.values.to(torch.float32))
+        order = torch.sort(keys, dim=1, stable=True).indices
+        for name in ("image_ids", "values", "positions"):
+            if (part := getattr(self, name)) is not None:
+                object.__setattr__(self, name, part.gather(1, order))
+        if self.values is not None:
+            blank = torch.where(self.image_ids < 0, torch.nan, self.values.to(torch.float32))
+            object.__setattr__(self, "values", blank + 0.0)  # −0 counts as +0
+
+    def _check_distinct(self) -> None:
+        ids = self.image_ids.sort(1).values
+        twice = (ids[:, 1:] == ids[:, :-1]) & (ids[:, 1:] >= 0)
+        if bool(twice.any()):
+            channel, rank = torch.nonzero(twice)[0].tolist()
+            raise InputError(
+                f"an image stands twice among the examples of a channel of {self.layer}",
+                got=f"image {int(ids[channel, rank])} in channel {channel}",
+                expected="each image once a channel",
+                fix="collect one example per image: copies look like a cluster",
+            )
+
+    @property
+    def numbers(self) -> Tensor:
+        """Indices of the rows in the layer, int64 (channels,)."""
+        assert self.channels is not None
+        return self.channels
+
+    def require_inside(self, images: int) -> None:
+        """Raise where an id does not exist in a data set of so many images."""
+        if bool((outside := self.image_ids >= images).any()):
+            channel, rank = torch.nonzero(outside)[0].tolist()
+            raise InputError(
+                f"an image id of {self.layer} is not in the data",
+                got=f"id {int(self.image_ids[channel, rank])} of channel {channel}: {images}",
+                expected=f"ids from 0 to {images - 1}",
+                fix="give the --data that the tool used, in the same order, without --max-images",
+            )
+
+
+@dataclass(frozen=True)
+class Exemplars:
+    """Pictures of the top examples with masks, as arrays that may lie on the disk.
+
+    images : uint8 (channels, k, 3, S, S). masks : uint8 or bool (channels, k, 1, S, S), positive
+    where the channel is active.
+    """
+
+    images: np.ndarray
+    masks: np.ndarray
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a unit is said to show: one row of CLIP-Dissect's table."""
+
+    layer: str
+    unit: int
+    description: str
+    similarity: float
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a tool's files hold.
+
+    examples : top images, a layer each. embedded : embeddings of top examples by layer, floating
+    (channels, k, dim). activations : pooled activations of every image by layer, float32
+    (images, channels). image_embeddings : float32 (images, dim), of every image.
+    text_embeddings : float32 (concepts, dim), with their names in ``concepts``. exemplars :
+    pictures by layer. descriptions : names of units. notes : what a reader must know.
+    """
+
+    examples: tuple[TopExamples, ...] = ()
+    embedded: Mapping[str, Tensor] = field(default_factory=dict)
+    activations: Mapping[str, Tensor] = field(default_factory=dict)
+    image_embeddings: Tensor | None = None
+    text_embeddings: Tensor | None = None
+    concepts: tuple[str, ...] | None = None
+    exemplars: Mapping[str, Exemplars] = field(default_factory=dict)
+    descriptions: tuple[Description, ...] = ()
+    encoder: str | None = None
+    """Name of what embedded, where it is known."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers, in the order they were found."""
+        names = [part.layer for part in self.examples]
+        names += [*self.embedded, *self.activations, *self.exemplars]
+        return tuple(dict.fromkeys(names))
+
+    def require(self, tool: str, *parts: str) -> None:
+        """Raise when a part that a tool's files need is not there."""
+        for name in parts:
+            value = getattr(self, name)
+            if value is None or len(value) == 0:
+                held = [f.name for f in fields(self) if _is_there(getattr(self, f.name))]
+                raise InputError(
+                    f"there are no {name.replace('_', ' ')} to write for {tool}",
+                    got=", ".join(held) or "nothing",
+                    fix=f"give contents with {name}",
+                )
+
+
+def _is_there(value: Any) -> bool:
+    return value is not None and (not hasattr(value, "__len__") or len(value) > 0)
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What files do not say of themselves; each adapter takes what it needs.
+
+    grid : (rows, columns) of the layer's map. images : in the data set. top_k : examples kept per
+    channel where a file holds every activation. drop_missing : leave out slots with id −1 instead
+    of refusing the file. layer : name of the only layer, in place of the file's.
+    """
+
+    grid: tuple[int, int] | None = None
+    images: int | None = None
+    top_k: int = 50
+    drop_missing: bool = False
+    layer: str | None = None
+
+
+def new_files(folder: Path, names: list[str]) -> list[Path]:
+    """Return the paths of files to write; refuse to overwrite any.
+
+    Raises
+    ------
+    InputError
+        One of them is there.
+    """
+    paths = [folder / name for name in names]
+    if there := [str(path) for path in paths if path.exists()]:
+        raise InputError(
+            "a file would be overwritten",
+            got=there[0],
+            expected="a folder without it",
+            fix="give another --out, or remove it",
+        )
+    return paths
