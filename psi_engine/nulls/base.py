@@ -14,8 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from psi_engine.config import ScoreConfig
-from psi_engine.ops.backend import Resolved
+from psi_engine.config import Backend, ScoreConfig
 from psi_engine.ops.exact import cosines, fold_sum
 from psi_engine.ops.random import hash_keys, string_key
 from psi_engine.ops.separability import Separability, rotated_separability, separability
@@ -56,7 +55,7 @@ class Call:
 
     config: ScoreConfig
     device: torch.device
-    backend: Resolved
+    backend: Backend  # as asked for: each operation takes its kernel or, for auto, says why not
     memory: int
     pool: Pool
     texts: Texts | None

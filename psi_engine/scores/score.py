@@ -118,12 +118,13 @@ def score(
         config,
         device,
     )
+    resolve_backend(backend, inputs.device)  # refused now, not half-way
     memory = memory_budget(inputs.device, config.memory)
     inputs.pool.keep_within(memory // 8)
     call = Call(
         config=config,
         device=inputs.device,
-        backend=resolve_backend(backend, inputs.device),
+        backend=backend,
         memory=memory // 2,
         pool=inputs.pool,
         texts=inputs.texts,
