@@ -39,7 +39,6 @@ from psi_engine.ops.moments import (
 from psi_engine.ops.random import hash_keys, string_key, uniform
 from psi_engine.types import ActivationShape, LayerSites, PoolSites, SiteSet
 
-_POOL_PRIORITY_BITS = 40  # of the 63 bits of a pool key; the rest hold the rank in the image
 _CARRY_EVERY = 1 << 20  # images; sums of 2^23 could overflow
 _MAX_POOL = 1 << 22  # keeps the rank below 2^23
 KEPT = 4
@@ -139,12 +138,16 @@ class Miner:
         self._images += len(image_ids)
         if self._images // _CARRY_EVERY > before:
             self._moments = carry(self._moments)
+        finite: Tensor | None = None
         if self._compiled:
-            self._take_in_compiled(x.contiguous(), image_ids, fresh)
+            self._survey(x, image_ids, fresh)
+            if fresh:
+                return
+            finite = torch.isfinite(x)
         else:
             moments, finite = batch_moments(x)
             self._moments = add_moments(self._moments, moments)
-            self._extremes(x, finite, image_ids, fresh)
+        self._extremes(x, finite, image_ids, fresh)
         if self.config.reservoir:
             self._random = self._join(self._random, self._draw(x, image_ids), self._sites, fresh)
         if self.config.pool:
@@ -159,21 +162,19 @@ class Miner:
         self._newest = max(self._newest, int(ids.max()))
         return fresh
 
-    def _take_in_compiled(self, x: Tensor, image_ids: Tensor, fresh: bool) -> None:
+    def _survey(self, x: Tensor, image_ids: Tensor, fresh: bool) -> None:
+        """Add up the images in compiled loops; keep their sites too, if they are fresh."""
         from psi_engine.ops import _numba_mining
 
-        nothing = topk.empty(len(self.channels), 0, torch.float32, "cpu")
-        found = _numba_mining.survey(
-            x,
-            image_ids,
-            self._top if fresh else nothing,
-            self._bottom if fresh else nothing,
-            self.config.sites == "per-image",
+        top, bottom, random = (
+            entries if fresh else topk.Entries(*(part[:, :0] for part in entries))
+            for entries in (self._top, self._bottom, self._random)
         )
-        self._moments = add_moments(self._moments, found)
-        if not fresh:
-            finite = torch.isfinite(x) if bool(found.nonfinite.any()) else None
-            self._extremes(x, finite, image_ids, fresh)
+        per_image = self.config.sites == "per-image"
+        keys = self._channel_keys[:, 0]
+        _numba_mining.survey(x, image_ids, top, bottom, random, keys, per_image, self._moments)
+        if fresh and self.config.pool:
+            _numba_mining.enter_pool(self._pool, image_ids, self._sites, self._pool_key)
 
     def _extremes(self, x: Tensor, finite: Tensor | None, image_ids: Tensor, fresh: bool) -> None:
         high = x if finite is None else torch.where(finite, x, -torch.inf)
@@ -200,11 +201,6 @@ class Miner:
         ordered: bool = True,
     ) -> topk.Entries:
         """Merge in the cheapest way there is; ``ordered``: sites ascend among equal keys."""
-        if fresh and self._compiled:
-            from psi_engine.ops import _numba_mining
-
-            _numba_mining.insert(kept, new)
-            return kept
         if fresh and ordered:
             return topk.append(kept, new)
         return topk.merge(kept, new, kept.keys.shape[1], group)
@@ -232,10 +228,10 @@ class Miner:
         share = min(self._sites, -(-self.config.pool // len(image_ids)))
         rank = torch.arange(share, device=image_ids.device)
         # An arithmetic shift keeps the order; the offset makes the 40 bits non-negative.
-        high_bits = (priority[:, :share] >> (64 - _POOL_PRIORITY_BITS)) + (
-            1 << (_POOL_PRIORITY_BITS - 1)
+        high_bits = (priority[:, :share] >> (64 - topk.PRIORITY_BITS)) + (
+            1 << (topk.PRIORITY_BITS - 1)
         )
-        keys = ~((rank << _POOL_PRIORITY_BITS) | high_bits)
+        keys = ~((rank << topk.PRIORITY_BITS) | high_bits)
         kept = sites.gather(1, order[:, :share])
         blank = torch.full_like(kept, torch.nan, dtype=torch.float32)
         return topk.Entries(keys.reshape(1, -1), kept.reshape(1, -1), blank.reshape(1, -1))
@@ -317,7 +313,7 @@ class Miner:
             setattr(self, name, taken)
         moments = self._moments
         if exact._top.keys.shape[1]:
-            highest = exact._top.keys[:, 0].to(device)
+            highest = exact._top.keys[:, 0].to(device, copy=True)
             moments = moments._replace(maximum=highest)
         if exact._bottom.keys.shape[1]:
             lowest = -exact._bottom.keys[:, 0].to(device) + 0.0
@@ -408,7 +404,7 @@ class Miner:
             bottom=bottom,
             random=self._site_set(self._random),
             pool=PoolSites(pool.image_ids[0][found], pool.u[0][found], pool.v[0][found]),
-            stats=summarise(self._moments),
+            stats=summarise(Moments(*(part.clone() for part in self._moments))),
             images=self._images,
         )
 

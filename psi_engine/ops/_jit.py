@@ -44,8 +44,10 @@ def _stamp() -> str:
     return digest.hexdigest()
 
 
-def in_threads(work: Callable[..., bool], items: int, *arguments: Any) -> None:
+def in_threads(work: Callable[..., bool], items: int, *arguments: Any, least: int = 1) -> None:
     """Run ``work(start, stop, *arguments)`` over ranges of the items, in torch's thread count.
+
+    A range is at least ``least`` items long, for work that is not worth a thread's start.
 
     Raises
     ------
@@ -53,11 +55,11 @@ def in_threads(work: Callable[..., bool], items: int, *arguments: Any) -> None:
         A range returned False: it met a Gram matrix that holds no cosines.
     """
     most = int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
-    threads = max(1, min(torch.get_num_threads(), most, items))
+    threads = max(1, min(torch.get_num_threads(), most, -(-items // least)))
     if threads == 1:
         good = work(0, items, *arguments)
     else:
-        size = -(-items // (threads * _TASKS_PER_THREAD))
+        size = max(least, -(-items // (threads * _TASKS_PER_THREAD)))
         starts = range(0, items, size)
         with ThreadPoolExecutor(threads, thread_name_prefix="psi-engine") as pool:
             tasks = [pool.submit(work, at, min(at + size, items), *arguments) for at in starts]

@@ -23,6 +23,9 @@ NO_SITE = torch.iinfo(torch.int64).max
 NO_PRIORITY = torch.iinfo(torch.int64).min
 """Key of an empty entry whose key is an integer."""
 
+PRIORITY_BITS = 40
+"""Of the 63 bits of a pool key; the others hold the rank of the site in its image."""
+
 
 class Entries(NamedTuple):
     """Candidates or kept sites of each channel.

@@ -53,3 +53,19 @@ def test_a_bad_range_is_an_error_of_input(threads: int, monkeypatch: pytest.Monk
     monkeypatch.setattr(numba.config, "NUMBA_NUM_THREADS", 2)
     with pytest.raises(InputError, match="cosines"):
         _jit.in_threads(lambda start, stop: start > 0, 10)
+
+
+def test_ranges_are_no_shorter_than_what_is_worth_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(numba.config, "NUMBA_NUM_THREADS", 2)
+    seen = []
+
+    def work(start: int, stop: int) -> bool:
+        seen.append((start, stop))
+        return True
+
+    _jit.in_threads(work, 101, least=40)
+    assert sorted(seen) == [(0, 40), (40, 80), (80, 101)]
+    seen.clear()
+    _jit.in_threads(work, 101, least=101)
+    assert seen == [(0, 101)]
