@@ -318,8 +318,7 @@ class Scores:
         if find_spec("pandas") is None:
             raise InputError(
                 "pandas is not installed",
-                expected="the extra pandas",
-                fix="pip install 'psi-engine[pandas]', or take to_arrow()",
+                fix="pip install 'pandas>=2.2', or take to_arrow()",
             )
         return self.to_arrow().to_pandas()
 

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from psi_engine.config import ScoreConfig
+from psi_engine import config
+from psi_engine.cli import completion
 from psi_engine.errors import InputError
 
 Out = Annotated[str | None, typer.Option(help="Folder to write.")]
@@ -22,8 +23,14 @@ Replicates = Annotated[int | None, typer.Option(help="Draws per null, M.")]
 Weights = Annotated[str | None, typer.Option(help="default, none or a file.")]
 MaxImages = Annotated[int | None, typer.Option(help="Use so many, evenly spread.")]
 ImageSize = Annotated[int | None, typer.Option(help="Side of the model's input.")]
+NoReport = Annotated[bool, typer.Option("--no-report", help="Leave the report page out.")]
 EncoderWeights = Annotated[str | None, typer.Option(help="Pretrained tag or file.")]
-Preset = Annotated[str | None, typer.Option(help="calibrated (default) or paper.")]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        help="calibrated (default) or paper.", autocompletion=completion.choices(config.Preset)
+    ),
+]
 
 
 def over_file(file: Path | None, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,7 +58,7 @@ def over_file(file: Path | None, given: Mapping[str, Any]) -> dict[str, Any]:
 def _leaves_nothing(options: Mapping[str, Any]) -> bool:
     section = options.get("score")
     found = {*options, *(section if isinstance(section, Mapping) else ())}
-    return {f.name for f in fields(ScoreConfig) if f.default is not None} <= found
+    return {f.name for f in fields(config.ScoreConfig) if f.default is not None} <= found
 
 
 def commas(text: str) -> list[str]:

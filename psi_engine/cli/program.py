@@ -13,7 +13,6 @@ app = typer.Typer(
     name="psi-engine",
     help="Null-calibrated polysemanticity scores for every neuron of a vision model.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 

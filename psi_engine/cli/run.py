@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from psi_engine.cli import completion
 from psi_engine.cli.options import (
     Debug,
     Device,
@@ -29,13 +30,17 @@ from psi_engine.cli.options import (
 )
 from psi_engine.cli.program import app
 from psi_engine.cli.screen import error_console, finish, reported, screen
+from psi_engine.config import Precision, Sites
 
 
 @app.command()
 def run(
     model: Annotated[
         str | None,
-        typer.Option(help="torchvision name, timm:NAME, open_clip:NAME or package.module:factory."),
+        typer.Option(
+            help="torchvision name, timm:NAME, open_clip:NAME or package.module:factory.",
+            autocompletion=completion.models,
+        ),
     ] = None,
     weights: Weights = None,
     layers: Annotated[
@@ -75,11 +80,15 @@ def run(
     patch: Annotated[
         str | None, typer.Option(help="effective, theoretical or a side in pixels.")
     ] = None,
-    sites: Annotated[str | None, typer.Option(help="per-image or all.")] = None,
+    sites: Annotated[
+        str | None,
+        typer.Option(help="per-image or all.", autocompletion=completion.choices(Sites)),
+    ] = None,
     precision: Annotated[
         str | None,
         typer.Option(
-            help="Of mining: fp32, tf32, fp16, bf16 or exact-fp16 (fp32's sites, by an estimate)."
+            help="Of mining: fp32, tf32, fp16, bf16 or exact-fp16 (fp32's sites, by an estimate).",
+            autocompletion=completion.choices(Precision),
         ),
     ] = None,
     memory: Annotated[

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from psi_engine.cli import completion
 from psi_engine.cli.options import Debug, Json
 from psi_engine.cli.program import app
 from psi_engine.cli.screen import reported
@@ -18,7 +19,11 @@ from psi_engine.cli.screen import reported
 def show(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     channel: Annotated[
-        str | None, typer.Argument(help="layer:channel, such as layer4:1680; none = the run.")
+        str | None,
+        typer.Argument(
+            help="layer:channel, such as layer4:1680; none = the run.",
+            autocompletion=completion.layers,
+        ),
     ] = None,
     top: Annotated[int, typer.Option(help="Channels listed for a whole run.")] = 10,
     as_json: Json = False,

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from psi_engine.cli import completion
 from psi_engine.cli.options import (
     Debug,
     Device,
@@ -36,7 +37,10 @@ def validate(
         Path | None, typer.Argument(metavar="RUN", help="Run folder; none with --ground-truth.")
     ] = None,
     parts: Annotated[
-        list[str] | None, typer.Argument(metavar="PART", help="Parts by name; none = all.")
+        list[str] | None,
+        typer.Argument(
+            metavar="PART", help="Parts by name; none = all.", autocompletion=completion.parts
+        ),
     ] = None,
     ground_truth: Annotated[
         bool,
