@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from psi_engine.errors import PsiEngineError
     from psi_engine.mining import mine
     from psi_engine.pipeline import run
+    from psi_engine.retrieval.search import search
     from psi_engine.scores.score import score
     from psi_engine.types import Scores
 
@@ -29,6 +30,7 @@ _HOMES = {
     "open_run": "artifacts",
     "run": "pipeline",
     "score": "scores.score",
+    "search": "retrieval.search",
 }
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "open_run",
     "run",
     "score",
+    "search",
 ]
 
 

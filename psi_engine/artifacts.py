@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -18,7 +19,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from datetime import UTC, datetime
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
@@ -343,6 +344,15 @@ class Run:
     def nulls(self) -> pa.Table:
         """One row per scored channel and component: the null's name and its draws' quantiles."""
         return self._table("nulls")
+
+    def search(self, text: str | None = None, **query: Any) -> Any:
+        """Find neurons of this run, see :func:`psi_engine.search`; what it opens is kept."""
+        return self._searcher.search(text, **query)
+
+    @functools.cached_property
+    def _searcher(self) -> Any:
+        # by name: search is made of runs, not runs of search
+        return import_module("psi_engine.retrieval.search").Searcher(self)
 
     def _table(self, name: str) -> pa.Table:
         path = self.path / f"{name}.parquet"

@@ -303,8 +303,7 @@ def load_stored(path: str | Path) -> StoredRun:
             fix="run the same psi-engine run command again; it does only what is missing",
         )
     config = config_of(run)
-    tensors, notes = artifacts.read_tensors(folder / SCORE_INPUTS)
-    texts = Texts(**{name: tensors.get(name) for name in _TEXTS})
+    tensors, names = _read_score_inputs(folder)
     mined = artifacts.read_mined(folder / MINED)
     facts = stages["patches"]["fields"]
     seen = {name: field_of(facts[name]) for name in mined}
@@ -312,17 +311,32 @@ def load_stored(path: str | Path) -> StoredRun:
     patches = collect_patches(mined, seen, image_size)
     embeddings = torch.from_numpy(np.load(folder / EMBEDDINGS, mmap_mode="c"))
     labels = tensors.get("labels")
-    names = json.loads(notes["names"])
     return StoredRun(
         run,
         config,
         stored_layers(mined, seen, patches, embeddings, labels),
-        texts,
-        None if names["concepts"] is None else tuple(names["concepts"]),
+        _texts(tensors),
+        names["concepts"],
         labels,
-        None if names["class_names"] is None else tuple(names["class_names"]),
+        names["class_names"],
         image_size,
     )
+
+
+def read_texts(folder: Path) -> tuple[Texts, tuple[str, ...] | None]:
+    """The embedded texts of a scored run and the names of its concepts; nothing else is read."""
+    tensors, names = _read_score_inputs(folder)
+    return _texts(tensors), names["concepts"]
+
+
+def _read_score_inputs(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors, notes = artifacts.read_tensors(folder / SCORE_INPUTS)
+    names = json.loads(notes["names"])
+    return tensors, {key: None if held is None else tuple(held) for key, held in names.items()}
+
+
+def _texts(tensors: Mapping[str, Tensor]) -> Texts:
+    return Texts(**{name: tensors.get(name) for name in _TEXTS})
 
 
 def field_of(facts: Mapping[str, Any]) -> ReceptiveField:

@@ -64,8 +64,8 @@ def channel_clusters(run: Run, layer: str, channel: int) -> list[dict[str, Any]]
     return table.filter(mine).sort_by("cluster").to_pylist()
 
 
-def channel_details(run: Run, address: str) -> dict[str, Any]:
-    """Return everything the run knows of one channel.
+def find_channel(run: Run, address: str) -> dict[str, Any]:
+    """Return the row of ``channels.parquet`` that an address names.
 
     Parameters
     ----------
@@ -97,12 +97,30 @@ def channel_details(run: Run, address: str) -> dict[str, Any]:
             got=number,
             expected=f"one of its {len(held)} channels between {held.min()} and {held.max()}",
         )
+    return rows[0]
+
+
+def channel_details(run: Run, address: str) -> dict[str, Any]:
+    """Return everything the run knows of one channel.
+
+    Parameters
+    ----------
+    address : str
+        ``layer:channel``, such as ``layer4:1680``.
+
+    Raises
+    ------
+    InputError
+        As :func:`find_channel`.
+    """
+    scores = find_channel(run, address)
+    layer, channel = scores["layer"], scores["channel"]
     sites = run.sites
-    mine = pc.and_(pc.equal(sites["layer"], layer), pc.equal(sites["channel"], int(number)))
+    mine = pc.and_(pc.equal(sites["layer"], layer), pc.equal(sites["channel"], channel))
     top = sites.filter(pc.and_(mine, pc.equal(sites["kind"].cast(pa.string()), "top")))
     return {
-        "scores": rows[0],
-        "clusters": channel_clusters(run, layer, int(number)),
+        "scores": scores,
+        "clusters": channel_clusters(run, layer, channel),
         "sites": top.sort_by("rank").to_pylist(),
     }
 
