@@ -76,5 +76,4 @@ def add_report(console: Console, run_folder: Path, quiet: bool) -> str | None:
     if not quiet:
         for note in made.notes:
             console.print(f"note: report: {note}", style="yellow", highlight=False)
-        console.print(f"report: {made.index}", highlight=False, soft_wrap=True)
     return str(made.index)

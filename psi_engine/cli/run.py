@@ -18,6 +18,7 @@ from psi_engine.cli.options import (
     ImageSize,
     Json,
     MaxImages,
+    NoReport,
     Out,
     Preset,
     Quiet,
@@ -103,6 +104,7 @@ def run(
         str | None, typer.Option(help="i/n: only mine that share of the images, for merge.")
     ] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of settings; options win.")] = None,
+    no_report: NoReport = False,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -111,7 +113,7 @@ def run(
     with reported(debug, resumable=True):
         options = _options(config, {**locals(), "config": None, "shard": None})
         if shard is None:
-            _run(options, as_json, quiet)
+            _run(options, no_report, as_json, quiet)
         else:
             _mine_shard(options, shard, as_json, quiet)
 
@@ -143,6 +145,7 @@ def merge(
 def demo(
     out: Out = "runs/demo",
     seed: Seed = None,
+    no_report: NoReport = False,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -152,10 +155,12 @@ def demo(
         from psi_engine import demo as world
 
         options = dict(world.RUN_OPTIONS) | {"out": out, "seed": seed}
-        _run(options, as_json, quiet, closing=world.judge)
+        _run(options, no_report, as_json, quiet, closing=world.judge)
 
 
-def _run(options: dict[str, Any], as_json: bool, quiet: bool, closing: Any = None) -> None:
+def _run(
+    options: dict[str, Any], no_report: bool, as_json: bool, quiet: bool, closing: Any = None
+) -> None:
     from psi_engine.config import RunConfig
     from psi_engine.distributed import launched_rank
     from psi_engine.pipeline import run as run_pipeline
@@ -173,6 +178,10 @@ def _run(options: dict[str, Any], as_json: bool, quiet: bool, closing: Any = Non
     summary = summarise(result)
     if closing is not None:
         summary["truth"] = closing(result)
+    if not no_report:
+        from psi_engine.cli.report import add_report  # after `run`, which --help names first
+
+        summary["report"] = add_report(console, result.path, quiet or as_json)
     finish(console, summary, as_json, quiet)
 
 
@@ -191,7 +200,7 @@ def _mine_shard(options: dict[str, Any], shard: str, as_json: bool, quiet: bool)
 
 def _options(file: Path | None, given: dict[str, Any]) -> dict[str, Any]:
     """Merge the options of a TOML file with those of the command line, which win."""
-    for name in ("as_json", "quiet", "debug"):
+    for name in ("no_report", "as_json", "quiet", "debug"):
         given.pop(name)
     options = over_file(file, given)
     splits = {"layers": commas, "latents": commas, "channels": channel_specs}

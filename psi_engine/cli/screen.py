@@ -77,4 +77,6 @@ def finish(console: Console, summary: dict[str, Any], as_json: bool, quiet: bool
         show_summary(console, summary)
         if "truth" in summary:
             show_truth(console, summary["truth"])
+        if summary.get("report"):
+            console.print(f"report: {summary['report']}", highlight=False, soft_wrap=True)
     typer.echo(summary["run"])

@@ -42,8 +42,8 @@ PSI.explain = (() => {
     const low = value("psi_low", row);
     const range = low === null ? "" : `; 95 % interval ${share(low)} to ${share(value("psi_high", row))}`;
     const used = PSI.core.components.filter((c) => value(`${c.key}_hat`, row) !== null);
-    const product = used.map((c) => `${c.name}\u0302`).join("\u2009·\u2009");
-    return `${product}, each between 0 and 1${range}. A channel like chance has about ${fixed(0.5 ** used.length, 2)}.`;
+    const product = used.length > 1 ? `The product of how far ${listed(used.map((c) => c.name))} rise above chance, each from 0 to 1` : `How far ${used[0].name} rises above chance, from 0 to 1`;
+    return `${product}${range}. A channel like chance has about ${fixed(0.5 ** used.length, 2)}.`;
   }
 
   // Observed beside chance: "0.31; chance gives 0.18 ± 0.02, p = 0.001".
