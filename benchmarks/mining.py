@@ -2,27 +2,32 @@
 
     python -m benchmarks.mining --out benchmarks/results
 
-Every collector sees the same network, images, batches and layers in one process, in turns:
-``forward`` runs the network up to the last layer and keeps nothing; ``top`` mines top-K alone, as
-the others do; ``all sets`` adds bottom-K, random sites, the pool and statistics. Both of ours rank
-by (value, site) and hold positions; SemanticLens keeps bfloat16 values without positions,
-zennit-crp positions without an order of ties. Before anything is timed, the values are compared:
-those of zennit-crp must be ours to the bit, those of SemanticLens ours in bfloat16, where they are
-positive (its buffers start at 0).
+Every collector sees the same network, images, batches and layers in one process, in turns.
+``top`` mines top-K alone, as the others do; ``all sets`` adds bottom-K, random sites, the pool;
+both gather statistics, rank by (value, site) and hold positions. SemanticLens keeps bfloat16
+values without positions, zennit-crp positions without an order of ties. Before anything is timed,
+the values are compared: those of zennit-crp must be ours to the bit, those of SemanticLens ours in
+bfloat16, where they are positive (its buffers start at 0).
 
-``overhead`` is CPU time over that of ``forward`` in the same round, less one: CPU time, so that
-other processes on the machine stay out of it. ``buffers`` (of the peak-memory rows) is what a
-process with the collector peaks at beyond one that only runs the network. Peers that are not
-installed are left out, and said.
+``overhead`` is CPU time over that of the same loop without a collector in the same round, less
+one: CPU time, so that other processes on the machine stay out of it. The loop of ours is
+``forward``, which ends at the last layer; the peers' is ``whole``, a plain loop over the whole
+network. All start with empty buffers; as a channel's best sites are found, fewer and fewer enter,
+which the rows ``update`` show: a miner alone, given normal activations of the layers' shapes, its
+CPU time for the images after the first N as a share of ``forward``. ``buffers`` (of the
+peak-memory rows) is what a process with the collector comes to hold at its peak, once libraries
+are loaded, beyond one that only runs the network. Peers that are not installed are left out, and
+said.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -31,18 +36,25 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from benchmarks.harness import Results, Work, in_fresh_process, interleave, spread
+from benchmarks.harness import Results, Work, in_fresh_process, interleave, peak_memory, spread
 from psi_engine.config import MineConfig
 from psi_engine.data import Preprocess, open_source
 from psi_engine.hooks import evaluating
-from psi_engine.mining import MICRO_BATCH, mine
+from psi_engine.mining import MICRO_BATCH, Miner, mine
 from psi_engine.mining.precision import exact_fp32
 from psi_engine.mining.sweep import Sweep
 from psi_engine.models import activation_shapes
+from psi_engine.types import ActivationShape
 
 K = 50
-TOP_ALONE = {"top_k": K, "bottom_k": 0, "reservoir": 0, "pool": 0}
+WINDOW = 512  # images that an update is timed over
+CONFIGS = {
+    "top": MineConfig(top_k=K, bottom_k=0, reservoir=0, pool=0),
+    "all sets": MineConfig(top_k=K),
+}
 MICRO = MICRO_BATCH["cpu"]
+BARE = {"top": "forward", "all sets": "forward", "semanticlens": "whole", "zennit-crp": "whole"}
+"""The loop that each collector is held against."""
 Collector = Callable[[nn.Module, Dataset, Sequence[str]], dict[str, Tensor]]
 
 
@@ -52,26 +64,28 @@ def main(arguments: Sequence[str] | None = None) -> Results:
     parser.add_argument("--out", type=Path, help="folder for mining.csv and mining.json")
     parser.add_argument("--model", default="resnet50", help="of torchvision, random weights")
     parser.add_argument("--layers", nargs="*", default=["layer3", "layer4"])
-    parser.add_argument("--images", type=int, default=1024)
-    parser.add_argument("--side", type=int, default=64)
+    parser.add_argument("--sides", type=int, nargs="*", default=[64, 224])
+    parser.add_argument("--images", type=int, nargs="*", default=[1024, 192], help="per side")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seen", type=int, nargs="*", default=[0, 1000, 10_000])
     parser.add_argument("--widths", type=int, nargs="*", default=[1024, 8192])
     parser.add_argument("--lengths", type=int, nargs="*", default=[256, 2048])
     options = parser.parse_args(arguments)
     results = Results("mining", vars(options) | {"k": K, "micro_batch": MICRO})
     collectors = available()
-    measure_speed(results, collectors, options)
-    if options.out:
-        results.write(options.out)
+    for side, images in zip(options.sides, options.images, strict=True):
+        measure_speed(results, collectors, options, side, images)
+        if options.out:
+            results.write(options.out)
     for width in options.widths:
         for length in options.lengths:
-            _, bare = in_fresh_process(run_wide, "forward", width, length)
+            alone = {name: growth(name, width, length) for name in set(BARE.values())}
             for name in collectors:
-                if name != "forward":
-                    _, peak = in_fresh_process(run_wide, name, width, length)
+                if name not in BARE.values():
+                    beyond = growth(name, width, length) - alone[BARE[name]]
                     results.add(
                         what="memory", collector=name, channels=width, images=length,
-                        buffers_mib=(peak - bare) / 2**20,
+                        buffers_mib=beyond / 2**20,
                     )  # fmt: skip
     if options.out:
         results.write(options.out)
@@ -80,7 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> Results:
 
 def available() -> dict[str, Collector]:
     """The collectors that are installed."""
-    found: dict[str, Collector] = {"forward": bare, "top": top_alone, "all sets": all_sets}
+    found: dict[str, Collector] = {
+        "forward": bare, "whole": whole, "top": top_alone, "all sets": all_sets
+    }  # fmt: skip
     for package, name, collector in (
         ("semanticlens", "semanticlens", semanticlens),
         ("crp", "zennit-crp", zennit_crp),
@@ -93,13 +109,17 @@ def available() -> dict[str, Collector]:
 
 
 def measure_speed(
-    results: Results, collectors: dict[str, Collector], options: argparse.Namespace
+    results: Results,
+    collectors: dict[str, Collector],
+    options: argparse.Namespace,
+    side: int,
+    images: int,
 ) -> None:
     import torchvision
 
     torch.manual_seed(0)
     module = torchvision.models.get_model(options.model, weights=None).eval()
-    data = TensorDataset(torch.randn(options.images, 3, options.side, options.side))
+    data = TensorDataset(torch.randn(images, 3, side, side))
     compare(module, data, options.layers, collectors)
 
     def work(collector: Collector) -> Callable[[], float]:
@@ -117,15 +137,47 @@ def measure_speed(
     taken = interleave(works, options.rounds)
     for name, rounds in taken.items():
         shares = [
-            one.value / bare.value - 1 for one, bare in zip(rounds, taken["forward"], strict=True)
+            one.value / bare.value - 1
+            for one, bare in zip(rounds, taken[BARE.get(name, name)], strict=True)
         ]
         results.add(
             what="speed",
             collector=name,
-            images_per_second=spread([options.images / one.seconds for one in rounds]),
+            side=side,
+            images=images,
+            images_per_second=spread([images / one.seconds for one in rounds]),
             cpu_seconds=spread([one.value for one in rounds]),
             overhead=spread(shares),
         )
+    with evaluating(module):
+        shapes = activation_shapes(module, options.layers, data[0][0][None])
+    forward = spread([one.value for one in taken["forward"]]).p50 / images
+    for name, config in CONFIGS.items():
+        for seen, seconds in update_seconds(shapes, config, options.seen).items():
+            share = [x / forward for x in seconds]
+            results.add(
+                what="update", collector=name, side=side, images=seen, overhead=spread(share)
+            )
+
+
+def update_seconds(
+    shapes: Mapping[str, ActivationShape], config: MineConfig, seen: Sequence[int]
+) -> dict[int, list[float]]:
+    """CPU seconds an image for what comes after the first N, batch by batch of a window."""
+    miners = {name: Miner(name, shape, config) for name, shape in shapes.items()}
+    found: dict[int, list[float]] = {}
+    for start in range(0, max(seen) + WINDOW, MICRO):
+        ids, seconds = torch.arange(start, start + MICRO), 0.0
+        for name, shape in shapes.items():
+            maps = torch.randn(MICRO, shape.channels, *shape.grid)
+            maps = maps.contiguous(memory_format=torch.channels_last)
+            began = time.process_time()
+            miners[name].update(maps, ids)
+            seconds += time.process_time() - began
+        for n in seen:
+            if n <= start < n + WINDOW:
+                found.setdefault(n, []).append(seconds / MICRO)
+    return found
 
 
 def compare(
@@ -159,12 +211,20 @@ def bare(module: nn.Module, data: Dataset, layers: Sequence[str]) -> dict[str, T
     return {}
 
 
+def whole(module: nn.Module, data: Dataset, layers: Sequence[str]) -> dict[str, Tensor]:
+    """Run the network as the peers do, and keep nothing."""
+    with torch.inference_mode(), exact_fp32():
+        for (x,) in DataLoader(data, MICRO):
+            module(x.contiguous(memory_format=torch.channels_last))
+    return {}
+
+
 def top_alone(module: nn.Module, data: Dataset, layers: Sequence[str]) -> dict[str, Tensor]:
-    return _mined(module, data, layers, MineConfig(**TOP_ALONE))
+    return _mined(module, data, layers, CONFIGS["top"])
 
 
 def all_sets(module: nn.Module, data: Dataset, layers: Sequence[str]) -> dict[str, Tensor]:
-    return _mined(module, data, layers, MineConfig(top_k=K))
+    return _mined(module, data, layers, CONFIGS["all sets"])
 
 
 def _mined(
@@ -243,11 +303,23 @@ class Made(Dataset):
         return (torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(index)),)
 
 
-def run_wide(name: str, channels: int, images: int) -> None:
-    """One collector over a wide layer, in a process of its own."""
+def growth(name: str, channels: int, images: int) -> int:
+    """Bytes that a collector over a wide layer adds to a process that has run it before."""
+    before, peak = in_fresh_process(run_wide, name, channels, images)
+    return peak - before
+
+
+def run_wide(name: str, channels: int, images: int) -> int:
+    """Run a collector on little, forget that peak, run it in full; the bytes held in between."""
     torch.manual_seed(0)
+    collector = available()[name]
+    collector(Wide(8).eval().requires_grad_(False), Made(2 * MICRO), ["layer"])
     module = Wide(channels).eval().requires_grad_(False)
-    available()[name](module, Made(images), ["layer"])
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew
+    before = peak_memory()
+    collector(module, Made(images), ["layer"])
+    return before
 
 
 if __name__ == "__main__":
