@@ -23,6 +23,7 @@ ARCHITECTURES = ("sm_80", "sm_90")
 
 VARIANTS: Mapping[str, tuple[Mapping[str, str], ...]] = {
     "contingency": ({}, {"COUNT_T": "short"}),
+    "survey": ({}, {"FORMAT": "1", "TILE": "16", "CAPACITY": "128"}, {"TILE": "1"}),
     "separability": ({}, {"TILED": "0"}, {"ROTATED": "1"}),
 }
 """Macros that change what is compiled; a kernel that is not named here has one form."""

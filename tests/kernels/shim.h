@@ -32,13 +32,42 @@ static Index3 threadIdx, blockIdx, blockDim, gridDim;
 
 using std::fabs;
 using std::fmax;
+using std::fmaxf;
 using std::fmin;
+using std::fminf;
 using std::rint;
+using std::trunc;
 
 static double __longlong_as_double(long long bits) {
     double value;
     std::memcpy(&value, &bits, sizeof value);
     return value;
+}
+
+static float __uint_as_float(unsigned bits) {
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static unsigned __float_as_uint(float value) {
+    unsigned bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+template <class T>
+static T atomicMin(T* where, T what) {
+    T old = *where;
+    *where = what < old ? what : old;
+    return old;
+}
+
+template <class T>
+static T atomicMax(T* where, T what) {
+    T old = *where;
+    *where = what > old ? what : old;
+    return old;
 }
 
 template <class T>
