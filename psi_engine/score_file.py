@@ -125,7 +125,8 @@ def _read(file: Path) -> dict[str, np.ndarray]:
         if file.suffix == ".npy":
             return {file.stem: np.load(file, allow_pickle=False)}
         if file.suffix == ".npz":
-            with np.load(file, allow_pickle=False) as archive:
+            # Opened here: numpy leaves a file that is no archive open.
+            with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as archive:
                 return dict(archive)
         if file.suffix == ".safetensors":
             return dict(load_file(file))

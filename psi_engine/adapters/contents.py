@@ -152,7 +152,7 @@ class TopExamples:
             channel, rank = torch.nonzero(outside)[0].tolist()
             raise InputError(
                 f"an image id of {self.layer} is not in the data",
-                got=f"id {int(self.image_ids[channel, rank])} of channel {channel}: {images}",
+                got=f"id {int(self.image_ids[channel, rank])} for {images} images",
                 expected=f"ids from 0 to {images - 1}",
                 fix="give the --data that the tool used, in the same order, without --max-images",
             )

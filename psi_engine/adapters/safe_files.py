@@ -66,7 +66,12 @@ def read_npz(path: Path, what: str, names: tuple[str, ...]) -> dict[str, np.ndar
     InputError
         The file is missing or broken, or lacks one of them.
     """
-    with _told(path, f"a .npz of {what}"), np.load(path, allow_pickle=False) as archive:
+    # The file is opened here: numpy leaves one that is no archive open.
+    with (
+        _told(path, f"a .npz of {what}"),
+        open(path, "rb") as file,
+        np.load(file, allow_pickle=False) as archive,
+    ):
         missing = [name for name in names if name not in archive]
         _require(path, not missing, ", ".join(archive), f"arrays {', '.join(names)}")
         return {name: archive[name] for name in names}
