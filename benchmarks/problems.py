@@ -7,7 +7,7 @@ direction, and modes and noise whose variance falls as 1/rank over the dimension
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
@@ -16,6 +16,7 @@ import numpy as np
 
 CLASSES = 200
 TEMPLATES = 6
+_BLOCK = 1 << 14
 
 
 class Vision(NamedTuple):
@@ -80,6 +81,18 @@ def words(concepts: int, dim: int, name: str, *, seed: int = 0) -> Words:
     own = _directions(rng, concepts * TEMPLATES, dim)
     rows = _in_cone(0.6 * meaning + 0.3 * wording + 0.2 * own)
     return Words(rows, np.repeat(np.arange(concepts), TEMPLATES))
+
+
+def prototypes(
+    count: int, dim: int, name: str, *, concepts: int = 2000, seed: int = 0
+) -> Iterator[np.ndarray]:
+    """Centred cluster prototypes in blocks: one of so many concepts each, and a part of its own."""
+    meanings = _directions(generator(seed, "meanings"), concepts, dim)
+    for start in range(0, count, _BLOCK):
+        rng = generator(seed, f"prototypes {name} {start}")
+        rows = min(_BLOCK, count - start)
+        own = _directions(rng, rows, dim)
+        yield unit(0.7 * meanings[rng.integers(0, concepts, rows)] + 0.6 * own)
 
 
 def one_mode(problems: int, patches: int, dim: int, *, seed: int = 0) -> np.ndarray:

@@ -17,10 +17,10 @@ from psi_engine.ops.exact import cosines
 
 faiss: Any = import_module("faiss")  # its stubs lack what its Python side adds
 
-APPROXIMATE_FROM = 1 << 17
+APPROXIMATE_FROM = 100_000
 """Rows from which on a query looks at the likeliest parts of the set only."""
 
-PROBES = 48
+PROBES = 96
 """Parts a query looks at there."""
 
 _LISTS_PER_ROOT = 2
@@ -39,7 +39,8 @@ class Nearest:
     Up to ``APPROXIMATE_FROM`` rows every row is compared (faiss's ``IndexFlatIP``). Larger sets
     are cut into parts around centroids, rows rounded to 8 bits (``IndexIVFScalarQuantizer``), and
     a query looks at the ``PROBES`` nearest parts. Similarities are computed anew from the exact
-    rows either way, so their bits depend on the two rows alone.
+    rows either way, so their bits depend on the two rows alone. ``rows``, float32 (n, dim), is
+    the index's own memory, to be read while it lives.
     """
 
     def __init__(self, index: Any) -> None:
@@ -69,7 +70,6 @@ class Nearest:
         coarse.add(rows)
         both = faiss.IndexRefine(coarse, every)
         both.ntotal = every.ntotal
-        both.kept_alive = (coarse, every)  # faiss holds bare pointers
         return cls(both)
 
     @classmethod
