@@ -9,15 +9,16 @@ values without positions, zennit-crp positions without an order of ties. Before 
 the values are compared: those of zennit-crp must be ours to the bit, those of SemanticLens ours in
 bfloat16, where they are positive (its buffers start at 0).
 
-``overhead`` is CPU time over that of the same loop without a collector in the same round, less
-one: CPU time, so that other processes on the machine stay out of it. The loop of ours is
-``forward``, which ends at the last layer; the peers' is ``whole``, a plain loop over the whole
-network. All start with empty buffers; as a channel's best sites are found, fewer and fewer enter,
-which the rows ``update`` show: a miner alone, given normal activations of the layers' shapes, its
-CPU time for the images after the first N as a share of ``forward``. ``buffers`` (of the
-peak-memory rows) is what a process with the collector comes to hold at its peak, once libraries
-are loaded, beyond one that only runs the network. Peers that are not installed are left out, and
-said.
+``keeping`` is the CPU time spent in the collector's hooks as a share of that spent outside them,
+in the same call: CPU time, so that other processes on the machine stay out of it. ``beyond`` is
+the CPU time of the whole call over that of the same loop without a collector in the same round,
+less one; it misses nothing, and varies more. The loop of ours is ``forward``, which ends at the
+last layer; the peers' is ``whole``, a plain loop over the whole network. All start with empty
+buffers; as a channel's best sites are found, fewer and fewer enter, which the rows ``update`` show:
+a miner alone, given normal activations of the layers' shapes, its CPU time for the images after
+the first N as a share of ``forward``. ``buffers`` (of the peak-memory rows) is what a process with
+the collector comes to hold at its peak, once libraries are loaded, beyond one that only runs the
+network. Peers that are not installed are left out, and said.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +60,27 @@ BARE = {"top": "forward", "all sets": "forward", "semanticlens": "whole", "zenni
 Collector = Callable[[nn.Module, Dataset, Sequence[str]], dict[str, Tensor]]
 
 
+class Clock:
+    """Adds up the CPU seconds of what it is put around."""
+
+    seconds = 0.0
+
+    def around(self, work: Callable[..., Any]) -> Callable[..., Any]:
+        """The same work, timed."""
+
+        def run(*arguments: Any, **named: Any) -> Any:
+            began = time.process_time()
+            try:
+                return work(*arguments, **named)
+            finally:
+                self.seconds += time.process_time() - began
+
+        return run
+
+
+CLOCK = Clock()
+
+
 def main(arguments: Sequence[str] | None = None) -> Results:
     """Print and write one row per collector, then one per width, length and collector."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -65,8 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> Results:
     parser.add_argument("--model", default="resnet50", help="of torchvision, random weights")
     parser.add_argument("--layers", nargs="*", default=["layer3", "layer4"])
     parser.add_argument("--sides", type=int, nargs="*", default=[64, 224])
-    parser.add_argument("--images", type=int, nargs="*", default=[1024, 192], help="per side")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--images", type=int, nargs="*", default=[512, 128], help="per side")
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seen", type=int, nargs="*", default=[0, 1000, 10_000])
     parser.add_argument("--widths", type=int, nargs="*", default=[1024, 8192])
     parser.add_argument("--lengths", type=int, nargs="*", default=[256, 2048])
@@ -122,11 +145,12 @@ def measure_speed(
     data = TensorDataset(torch.randn(images, 3, side, side))
     compare(module, data, options.layers, collectors)
 
-    def work(collector: Collector) -> Callable[[], float]:
-        def run() -> float:
-            started = time.process_time()
-            collector(module, data, options.layers)
-            return time.process_time() - started
+    def work(collector: Collector) -> Callable[[], tuple[float, float]]:
+        def run() -> tuple[float, float]:
+            started, CLOCK.seconds = time.process_time(), 0.0
+            with patch.object(Miner, "update", CLOCK.around(Miner.update)):
+                collector(module, data, options.layers)
+            return time.process_time() - started, CLOCK.seconds
 
         return run
 
@@ -136,27 +160,27 @@ def measure_speed(
     }
     taken = interleave(works, options.rounds)
     for name, rounds in taken.items():
-        shares = [
-            one.value / bare.value - 1
-            for one, bare in zip(rounds, taken[BARE.get(name, name)], strict=True)
-        ]
+        total = [one.value[0] for one in rounds]
+        without = [one.value[0] for one in taken[BARE.get(name, name)]]
+        hooks = [one.value[1] for one in rounds]
         results.add(
             what="speed",
             collector=name,
             side=side,
             images=images,
             images_per_second=spread([images / one.seconds for one in rounds]),
-            cpu_seconds=spread([one.value for one in rounds]),
-            overhead=spread(shares),
+            cpu_seconds=spread(total),
+            keeping=spread([x / (all_ - x) for x, all_ in zip(hooks, total, strict=True)]),
+            beyond=spread([x / bare - 1 for x, bare in zip(total, without, strict=True)]),
         )
     with evaluating(module):
         shapes = activation_shapes(module, options.layers, data[0][0][None])
-    forward = spread([one.value for one in taken["forward"]]).p50 / images
+    forward = spread([one.value[0] for one in taken["forward"]]).p50 / images
     for name, config in CONFIGS.items():
         for seen, seconds in update_seconds(shapes, config, options.seen).items():
             share = [x / forward for x in seconds]
             results.add(
-                what="update", collector=name, side=side, images=seen, overhead=spread(share)
+                what="update", collector=name, side=side, images=seen, keeping=spread(share)
             )
 
 
@@ -241,6 +265,8 @@ def semanticlens(module: nn.Module, data: Dataset, layers: Sequence[str]) -> dic
 
     logging.getLogger("semanticlens").setLevel(logging.ERROR)
     cache = ActMaxCache(list(layers), aggregators.aggregate_conv_max, n_collect=K)
+    hook = cache._get_hook
+    cache._get_hook = lambda layer: CLOCK.around(hook(layer))
     with torch.inference_mode(), exact_fp32(), cache.hook_context(module):
         for (x,) in DataLoader(data, MICRO):
             module(x.contiguous(memory_format=torch.channels_last))
@@ -257,6 +283,7 @@ def zennit_crp(module: nn.Module, data: Dataset, layers: Sequence[str]) -> dict[
     kept.SAMPLE_SIZE = K
     concept, seen = ChannelConcept(), 0
 
+    @CLOCK.around
     def collect(layer: str, output: Tensor) -> None:
         ids = torch.arange(seen, seen + len(output)).numpy()
         kept.analyze_layer(output.contiguous(), concept, layer, ids, [0] * len(ids))
