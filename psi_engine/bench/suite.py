@@ -83,7 +83,7 @@ def run_suite(plan: Plan, screen: Screen | None = None) -> Suite:
     -------
     Suite
         Written to the suite's folder: ``comparison`` and ``comparison_seeds`` (.parquet, .csv),
-        the figure ``comparison`` (.png, .svg), and ``suite.json``.
+        the figure ``comparison`` (.png, .svg, .pdf), and ``suite.json``.
 
     Raises
     ------

@@ -8,20 +8,27 @@ from typing import Any
 
 import pyarrow as pa
 
-from psi_engine.artifacts import atomic
+from psi_engine.report.plots.style import (
+    COLOURS,
+    FAINT,
+    NULL,
+    figure,
+    quiet,
+    reference_line,
+    save,
+    styled,
+)
 from psi_engine.validation.contrasts import WORST
 from psi_engine.validation.headline import headline
 
-_COLOURS = {"unrelated": "#1b5e8c", "related": "#c77b2b", "projection": "#9a9a9a"}
+_COLOURS = {"unrelated": COLOURS[0], "related": COLOURS[1], "projection": NULL}
 _TITLES = {
     "unrelated": "unrelated classes",
     "related": "related classes",
     "projection": "unrelated classes against random projections",
 }
-_INK = "#333333"
 _ROW = 0.2
 # Inches per measure.
-_DPI = 160
 
 
 def draw(table: pa.Table, stem: Path) -> list[Path]:
@@ -32,39 +39,24 @@ def draw(table: pa.Table, stem: Path) -> list[Path]:
     table : pyarrow.Table
         As :func:`psi_engine.validation.contrasts.judge` gives it, of one suite or more.
     stem : Path
-        Files are ``stem.png`` and ``stem.svg``.
+        Files are ``stem.png``, ``stem.svg`` and ``stem.pdf``.
     """
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     suites = table["suite"].unique().to_pylist()
     listed = [headline(table, suite) for suite in suites]
-    height = 1.2 + _ROW * max(map(len, listed))
-    with matplotlib.rc_context({"svg.hashsalt": "psi-engine", "font.size": 7}):
-        figure = Figure(figsize=(6.4 * len(suites), height), dpi=_DPI, layout="constrained")
-        FigureCanvasAgg(figure)
-        panels = figure.subplots(1, len(suites), squeeze=False)[0]
+    with styled():
+        made = figure(6.4 * len(suites), 1.2 + _ROW * max(map(len, listed)))
+        panels = made.subplots(1, len(suites), squeeze=False)[0]
         for panel, suite, rows in zip(panels, suites, listed, strict=True):
             _panel(panel, suite, rows)
         handles, labels = panels[-1].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper right", ncols=3, frameon=False)
-        figure.suptitle(
+        made.legend(handles, labels, loc="outside upper right", ncols=3)
+        made.suptitle(
             "held-out classes, 95 % bootstrap intervals of the worst contrast (pessimistic); "
             "with labels Q is circular: planted kinds are made of classes",
             x=0.01,
             ha="left",
-            color=_INK,
         )
-        figure.draw_without_rendering()  # lays out, which is most of the work, once for both
-        figure.set_layout_engine("none")
-        files = []
-        for ending, facts in (("png", {"Software": None}), ("svg", {"Date": None})):
-            path = stem.with_name(f"{stem.name}.{ending}")
-            with atomic(path) as temporary:
-                figure.savefig(temporary, format=ending, dpi=_DPI, metadata=facts)
-            files.append(path)
-    return files
+    return save(made, stem)
 
 
 def _panel(panel: Any, suite: str, rows: list[dict[str, Any]]) -> None:
@@ -80,15 +72,13 @@ def _panel(panel: Any, suite: str, rows: list[dict[str, Any]]) -> None:
         panel.plot(value, y, "o", color=colour, markersize=3.2, label=_TITLES[name])
     for place, (one, other) in enumerate(pairwise(rows)):
         if one["family"] != other["family"]:
-            panel.axhline(place + 0.5, color="#dddddd", linewidth=0.8)
-    panel.axvline(0.5, color="#bbbbbb", linewidth=0.8, linestyle=":")
-    panel.set_yticks(range(len(rows)), [row["measure"] for row in rows], color=_INK)
+            panel.axhline(place + 0.5, color=FAINT, linewidth=0.8)
+    quiet(panel)
+    reference_line(panel, x=0.5)
+    panel.set_yticks(range(len(rows)), [row["measure"] for row in rows])
     panel.set_ylim(len(rows) - 0.4, -0.6)
     panel.set_xlim(-0.02, 1.02)
-    panel.set_xlabel("AUROC of the worst contrast", color=_INK)
-    panel.set_title(suite, loc="left", color=_INK, fontsize=9)
-    panel.tick_params(length=0, colors=_INK)
-    panel.grid(axis="x", color="#eeeeee", linewidth=0.6)
-    panel.set_axisbelow(True)
-    for side in ("top", "right", "left"):
-        panel.spines[side].set_visible(False)
+    panel.set_xlabel("AUROC of the worst contrast")
+    panel.set_title(suite, loc="left", fontsize=9)
+    panel.grid(visible=False, axis="y")
+    panel.spines["left"].set_visible(False)

@@ -2,7 +2,8 @@
 
 Written to the output folder: ``units.parquet`` (one row per unit: its kind and every raw value,
 z and p), ``ground_truth.parquet`` and ``.csv`` (one row per measure, half of the classes and
-contrast), ``ground_truth.png`` and ``.svg`` (drawn from that table), ``manifest.json``.
+contrast), ``ground_truth.png``, ``.svg`` and ``.pdf`` (drawn from that table),
+``manifest.json``.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from psi_engine.errors import InputError
 from psi_engine.inputs import Texts
 from psi_engine.models import LoadedModel, load_model, may_download
 from psi_engine.ops.backend import resolve_device
+from psi_engine.report.plots.style import FORMS
 from psi_engine.types import Progress
 from psi_engine.validation.combinations import COMBINATIONS, Combination
 from psi_engine.validation.concept_mix import concept_mix, split_images
@@ -176,7 +178,7 @@ def _run(
         },
     )
     # what other settings left here; the manifest tells of these once their tables are written
-    for name in (UNITS, TABLE, TABLE_CSV, f"{FIGURE}.png", f"{FIGURE}.svg"):
+    for name in (UNITS, TABLE, TABLE_CSV, *(f"{FIGURE}.{form}" for form in FORMS)):
         (folder.path / name).unlink(missing_ok=True)
     images = see_images(
         folder.path, inputs.source, inputs.model, inputs.encoder, inputs.device, progress

@@ -108,7 +108,7 @@ class Part:
     """One part; :mod:`psi_engine.validation.parts` says how to write one.
 
     name : as the command line names it. compute : makes the tables. draw : ``draw(tables, stem)``
-    writes ``stem.png``, ``stem.svg`` (and further files that start with the stem's name) and
+    writes ``stem.png``, ``.svg``, ``.pdf`` (and further files that start with the stem's name) and
     returns their paths. needs : the reason why the part cannot be had, or None. options : names
     of the settings that the tables depend on. version : raised when the computation changes.
     depends : key of what the tables depend on beside the scores and the options.

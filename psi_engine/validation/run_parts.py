@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from psi_engine.artifacts import Run, fingerprint
 from psi_engine.distributed import LOCK, only_job
 from psi_engine.errors import InputError, PsiEngineError
 from psi_engine.report.parts import FOLDER, read_record, read_tables, record_path, score_key
+from psi_engine.report.plots.style import FORMS
 from psi_engine.stored import StoredRun, load_stored
 from psi_engine.types import Progress
 from psi_engine.validation import parts as registry
@@ -128,11 +129,12 @@ def _run_one(part: Part, context: Context, reason: str | None) -> Outcome:
         kept = record is not None and record["key"] == key
         if record is None or not kept:
             record = _compute(part, context, key)
-        if not record["figures"] or not all((run.path / x).is_file() for x in record["figures"]):
+        if not _all_drawn(run.path, record):
             stem = run.path / FIGURES / part.name
             stem.parent.mkdir(exist_ok=True)
             drawn = part.draw(read_tables(run.path, record), stem)
             record["figures"] = [str(file.relative_to(run.path)) for file in drawn]
+            record["forms"] = list(FORMS)
     except PsiEngineError as error:
         return Outcome(part.name, "failed", str(error), time.perf_counter() - started)
     except Exception as error:
@@ -184,6 +186,13 @@ def _forget(run: Path, part: str) -> None:
         stale = [f"{stem}.{end}" for stem in old["tables"].values() for end in ("parquet", "csv")]
         for name in (*stale, *old["figures"]):
             (run / name).unlink(missing_ok=True)
+
+
+def _all_drawn(run: Path, record: Mapping[str, Any]) -> bool:
+    """Whether the figures are there, in every form; earlier versions drew fewer."""
+    figures = record["figures"]
+    there = bool(figures) and all((run / name).is_file() for name in figures)
+    return there and record.get("forms") == list(FORMS)
 
 
 def flat(table: pa.Table) -> pa.Table:

@@ -141,7 +141,9 @@ def test_what_is_written(ran: Suite) -> None:
         text = pyarrow.csv.read_csv(ran.folder / f"{name}.csv")
         assert text.column_names == table.column_names
         assert len(text) == len(table)
-    assert [path.name for path in ran.figures] == ["comparison.png", "comparison.svg"]
+    assert [path.name for path in ran.figures] == [
+        f"comparison.{form}" for form in ("png", "svg", "pdf")
+    ]
     assert all(path.is_file() for path in ran.figures)
 
 

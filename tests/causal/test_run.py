@@ -298,7 +298,11 @@ def test_the_part_of_the_validation_takes_the_swaps_or_makes_them(
     assert first.status == "done", first.reason
     made = pq.read_table(tmp_path / "run/validation/causal-summary.parquet")
     assert made.equals(read_swaps(psi.open_run(swapped))[1])
-    assert [Path(name).name for name in first.figures] == ["causal.png", "causal.svg"]
+    assert [Path(name).name for name in first.figures] == [
+        "causal.png",
+        "causal.svg",
+        "causal.pdf",
+    ]
     assert "conv2:7 was left out: dead channel" in first.notes[0]
     assert first.notes[-1].startswith("swapped with hosts both, blend both, 4 hosts")
     assert [line.split(",")[0] for line in first.headline] == ["top hosts", "random hosts"]

@@ -45,6 +45,7 @@ def test_the_demo_world_gives_tables_a_figure_and_a_manifest(done: tuple[Path, R
     assert {"mono", "noise", "noise-value", "noise-projection", "poly2-related"} < kinds
     assert (out / "ground_truth.png").stat().st_size > 10_000
     assert "<svg" in (out / "ground_truth.svg").read_text()
+    assert (out / "ground_truth.pdf").read_bytes().startswith(b"%PDF")
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["counts"]["images"] == 640
     assert manifest["counts"]["classes"] == 32

@@ -22,7 +22,7 @@ def draw(tables: Mapping[str, pa.Table], stem: Path) -> list[Path]:
     tables : mapping of str to Table
         With ``comparison``, as :func:`psi_engine.bench.comparison.compare` makes it, not empty.
     stem : Path
-        Files are ``stem.png`` and ``stem.svg``.
+        Files are ``stem.png``, ``stem.svg`` and ``stem.pdf``.
 
     Notes
     -----

@@ -33,8 +33,8 @@ def draw(tables: Mapping[str, pa.Table], stem: Path) -> list[Path]:
     tables : mapping
         ``agreement``, ``channels`` and ``vocabularies`` of the part.
     stem : Path
-        ``stem.png`` and ``stem.svg``: a column per comparison with the run's own words (z of D
-        above, log PSI below), and the verdicts under each set of words.
+        ``stem.png``, ``.svg`` and ``.pdf``: a column per comparison with the run's own words (z of
+        D above, log PSI below), and the verdicts under each set of words.
     """
     agreement = tables["agreement"].to_pylist()
     conditions = tables["vocabularies"]["condition"].to_pylist()

@@ -33,7 +33,7 @@ def draw(tables: Mapping[str, pa.Table], stem: Path) -> list[Path]:
         stands its Holm-corrected p of the paired t-test against aligned, hard paste first.
         Nothing is drawn where there are none.
     stem : Path
-        Files are ``stem.png`` and ``stem.svg``.
+        Files are ``stem.png``, ``stem.svg`` and ``stem.pdf``.
     """
     rows = [row for row in tables["summary"].to_pylist() if row["level"] != "channel"]
     layers = list(dict.fromkeys(row["layer"] for row in rows if row["level"] == "layer"))

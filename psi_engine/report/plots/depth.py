@@ -30,7 +30,7 @@ def draw(tables: Mapping[str, pa.Table], stem: Path) -> list[Path]:
     tables : mapping
         ``values`` and ``layers`` of the part ``depth``.
     stem : Path
-        Files are ``stem.png`` and ``stem.svg``.
+        Files are ``stem.png``, ``stem.svg`` and ``stem.pdf``.
     """
     values, summary = tables["values"], tables["layers"].to_pylist()
     layers = list(dict.fromkeys(row["layer"] for row in summary))

@@ -24,7 +24,7 @@ def draw(tables: Mapping[str, pa.Table], stem: Path) -> list[Path]:
     tables : mapping
         Of the part ``encoder``.
     stem : Path
-        Files are ``stem.png`` and ``stem.svg``.
+        Files are ``stem.png``, ``stem.svg`` and ``stem.pdf``.
     """
     agreement = tables["agreement"].to_pylist()
     pooled = agreement[-1]["layer"] if agreement else None

@@ -46,7 +46,7 @@ def draw(tables: Mapping[str, pa.Table], stem: Path) -> list[Path]:
     tables : mapping
         Of the part ``examples``.
     stem : Path
-        The overview is ``stem.png`` and ``stem.svg``; the sheets go to the folder ``stem``.
+        The overview is ``stem.png``, ``.svg`` and ``.pdf``; the sheets go to the folder ``stem``.
     """
     channels = tables["channels"].to_pylist()
     if not channels:

@@ -20,7 +20,7 @@ def draw(tables: Mapping[str, pa.Table], stem: Path) -> list[Path]:
     tables : mapping
         Of the part ``k-hat``.
     stem : Path
-        Files are ``stem.png`` and ``stem.svg``.
+        Files are ``stem.png``, ``stem.svg`` and ``stem.pdf``.
     """
     rows = tables["counts"].to_pylist()
     layers = list(dict.fromkeys(row["layer"] for row in rows))

@@ -39,7 +39,7 @@ def draw(tables: Mapping[str, pa.Table], stem: Path) -> list[Path]:
     tables : mapping
         ``units`` and ``areas`` of the part ``null-baseline``.
     stem : Path
-        Files are ``stem.png`` and ``stem.svg``.
+        Files are ``stem.png``, ``stem.svg`` and ``stem.pdf``.
     """
     units, areas = tables["units"], tables["areas"].to_pylist()
     if not areas:

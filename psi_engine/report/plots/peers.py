@@ -29,7 +29,7 @@ def draw(tables: Mapping[str, pa.Table], stem: Path) -> list[Path]:
     tables : mapping
         ``correlations`` of the part ``peers``; nothing is drawn where there are none.
     stem : Path
-        Files are ``stem.png`` and ``stem.svg``.
+        Files are ``stem.png``, ``stem.svg`` and ``stem.pdf``.
     """
     rows = tables["correlations"].to_pylist()
     if not rows:

@@ -39,9 +39,9 @@ def draw(tables: Mapping[str, pa.Table], stem: Path) -> list[Path]:
     tables : mapping
         ``correlations`` and ``reasons`` of the part.
     stem : Path
-        ``stem.png`` and ``.svg``: the matrices of log PSI, a row of panels per layer.
-        ``stem-components.png`` and ``.svg``: each measure between the pairs that have a target
-        and between halves of the images.
+        ``stem.png``, ``.svg`` and ``.pdf``: the matrices of log PSI, a row of panels per layer.
+        ``stem-components.png``, ``.svg`` and ``.pdf``: each measure between the pairs that
+        have a target and between halves of the images.
     """
     rows = tables["correlations"].to_pylist()
     pairs = [row for row in tables["reasons"].to_pylist() if row["target"] is not None]

@@ -1,4 +1,4 @@
-"""One look for every figure: colours that the colour-blind can tell apart, quiet axes, two files.
+"""One look for every figure: colours that the colour-blind can tell apart, quiet axes, three files.
 
 Colours are Okabe and Ito's ("Color Universal Design", 2008), without their yellow, which is faint
 on white. Matplotlib is imported when the first figure is made.
@@ -87,13 +87,24 @@ def reference_line(panel: Any, *, x: float | None = None, y: float | None = None
         panel.axhline(y, color="#999999", linewidth=0.8, linestyle=":")
 
 
+FORMS: dict[str, dict[str, None]] = {
+    "png": {"Software": None},
+    "svg": {"Date": None},
+    "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
+}
+"""Kinds of file each figure is written as, and what they must not say: same tables, same bytes."""
+
+
 def save(made: Any, stem: Path) -> list[Path]:
-    """Write a figure as ``stem.png`` and ``stem.svg``, without dates: same tables, same bytes."""
+    """Write a figure as ``stem.png``, ``stem.svg`` and ``stem.pdf``.
+
+    Text stays text in the SVG, in the reader's font; the PDF embeds TrueType fonts.
+    """
     files = []
     with styled():
-        made.draw_without_rendering()  # lays out, which is most of the work, once for both
+        made.draw_without_rendering()  # lays out, which is most of the work, once for all
         made.set_layout_engine("none")
-        for ending, facts in (("png", {"Software": None}), ("svg", {"Date": None})):
+        for ending, facts in FORMS.items():
             path = stem.with_name(f"{stem.name}.{ending}")
             with atomic(path) as temporary:
                 made.savefig(temporary, format=ending, dpi=DPI, metadata=facts)
@@ -109,6 +120,7 @@ def styled() -> Iterator[None]:
     settings: Any = {
         "svg.hashsalt": "psi-engine",
         "svg.fonttype": "none",
+        "pdf.fonttype": 42,
         "font.size": 7,
         "axes.labelcolor": INK,
         "text.color": INK,

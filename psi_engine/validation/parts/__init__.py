@@ -19,8 +19,8 @@ To add a part:
 4. tests in ``tests/validation/parts/`` and ``tests/report/plots/``.
 
 The framework (:mod:`psi_engine.validation.run_parts`) writes each table of the result to
-``RUN/validation/PART-TABLE.parquet`` and ``.csv``, the figures to ``RUN/figures/PART.png`` and
-``.svg``, and what was done to ``RUN/validation/PART.json``.
+``RUN/validation/PART-TABLE.parquet`` and ``.csv``, the figures to ``RUN/figures/PART.png``,
+``.svg`` and ``.pdf``, and what was done to ``RUN/validation/PART.json``.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def summary(layers: list[str], blends: list[str], *, n: int = 5) -> pa.Table:
 def test_a_panel_per_layer_and_kind_of_host(layers: list[str], tmp_path: Path) -> None:
     table = {"summary": summary(layers, ["hard", "feathered"])}
     files = draw(table, tmp_path / "causal")
-    assert [path.name for path in files] == ["causal.png", "causal.svg"]
+    assert [path.name for path in files] == ["causal.png", "causal.svg", "causal.pdf"]
     text = files[1].read_text()
     for layer in (*layers, *(["all layers"] if len(layers) > 1 else [])):
         for hosts in ("top", "random"):

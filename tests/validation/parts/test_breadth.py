@@ -154,7 +154,7 @@ def test_all_can_be_had_of_the_toy_run(toy_stored: StoredRun, tmp_path: Path) ->
 
 def test_tables_alone_make_the_figure(result: Result, tmp_path: Path) -> None:
     files = PART.draw(result.tables, tmp_path / "breadth")
-    assert [f.name for f in files] == ["breadth.png", "breadth.svg"]
+    assert [f.name for f in files] == ["breadth.png", "breadth.svg", "breadth.pdf"]
     text = files[1].read_text(encoding="utf-8")
     (row,) = rows(
         result.tables["agreement"], layer="all layers", measure="d_z", one="whole, concepts",

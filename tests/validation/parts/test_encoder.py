@@ -145,7 +145,7 @@ def test_the_same_encoder_in_turned_coordinates_agrees(context: Context, tmp_pat
     assert len(left_out) == 2
     assert "conv2:7: dead channel" in left_out[0]
     files = PART.draw(dict(result.tables), tmp_path / "encoder")
-    assert [file.name for file in files] == ["encoder.png", "encoder.svg"]
+    assert [file.name for file in files] == ["encoder.png", "encoder.svg", "encoder.pdf"]
     again = [file.read_bytes() for file in files]
     assert [f.read_bytes() for f in PART.draw(dict(result.tables), tmp_path / "encoder")] == again
 

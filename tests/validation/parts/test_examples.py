@@ -95,14 +95,15 @@ def test_sheets_are_drawn_from_the_tables_alone_the_same_each_time(
     assert {file.relative_to(tmp_path).as_posix() for file in files} == {
         "examples.png",
         "examples.svg",
-        *(f"examples/{name}.{end}" for name in names for end in ("png", "svg")),
+        "examples.pdf",
+        *(f"examples/{name}.{end}" for name in names for end in ("png", "svg", "pdf")),
     }
     first = files[0].read_bytes()
     few = dict(computed.tables)
     few["channels"] = few["channels"].slice(0, 1)
     one = PART.draw(few, tmp_path / "again")
-    assert len(one) == 4
-    assert one[2].read_bytes() == (tmp_path / "examples" / f"{names[0]}.png").read_bytes()
+    assert len(one) == 6
+    assert one[3].read_bytes() == (tmp_path / "examples" / f"{names[0]}.png").read_bytes()
     with Image.open(io.BytesIO(first)) as image:
         assert image.size[0] > 1000
     assert "href" in files[1].read_text()

@@ -37,7 +37,7 @@ def test_the_own_range_counts_the_runs_k(context: Context, tmp_path: Path) -> No
         row["channels"] for row in result.tables["ranges"].to_pylist() if row["kind"] == "null"
     } == {20}
     files = PART.draw(result.tables, tmp_path / "k-hat")
-    assert [file.suffix for file in files] == [".png", ".svg"]
+    assert [file.suffix for file in files] == [".png", ".svg", ".pdf"]
     again = [file.read_bytes() for file in files]
     assert [file.read_bytes() for file in PART.draw(result.tables, tmp_path / "k-hat")] == again
 

@@ -213,7 +213,9 @@ def test_a_kind_without_any_value_has_no_area(tmp_path: Path) -> None:
 
 def test_the_figure_is_drawn_from_the_tables(found: tuple[Context, Result], tmp_path: Path) -> None:
     files = PART.draw(found[1].tables, tmp_path / "null-baseline")
-    assert [file.name for file in files] == ["null-baseline.png", "null-baseline.svg"]
+    assert [file.name for file in files] == [
+        f"null-baseline.{form}" for form in ("png", "svg", "pdf")
+    ]
     text = files[1].read_text()
     for expected in ("rotation-tangent", "conv2, paper preset", "AUROC against random sets"):
         assert expected in text

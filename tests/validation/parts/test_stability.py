@@ -195,8 +195,10 @@ def test_tables_alone_make_the_figures(result: Result, tmp_path: Path) -> None:
     }
     files = PART.draw(one_layer, tmp_path / "stability")
     assert [f.name for f in files] == [
-        "stability.png", "stability.svg", "stability-components.png", "stability-components.svg"
-    ]  # fmt: skip
+        f"{stem}.{form}"
+        for stem in ("stability", "stability-components")
+        for form in ("png", "svg", "pdf")
+    ]
     text = files[1].read_text(encoding="utf-8")
     (row,) = rows(
         result.tables["correlations"], axis="patch", layer="conv2", measure="log_psi",
