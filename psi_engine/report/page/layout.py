@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 FEW, MANY = 16, 20_000
 """Below and above these numbers of channels, principal components serve instead of t-SNE."""
 
-_COMPONENTS = 50
+_COMPONENTS, _ITERATIONS = 50, 500
 _SEED = 0
 
 
@@ -84,6 +84,7 @@ def _neighbours(rows: NDArray[np.float64]) -> NDArray[np.float64]:
         perplexity=min(30.0, (len(rows) - 1) / 3),
         init=start.astype(np.float32),
         learning_rate="auto",
+        max_iter=_ITERATIONS,
         random_state=_SEED,
     )
     # Threads add the repulsive forces up in the order they finish in.

@@ -154,7 +154,7 @@ def _read(
             whole = Image.fromarray(view.permute(1, 2, 0).contiguous().numpy())
             for row in members[image]:
                 thumbnails[row] = _thumbnail(whole, patches.box[row], thumbnails.shape[1])
-            small = whole.resize((host_side, host_side), Image.Resampling.LANCZOS)
+            small = whole.resize((host_side, host_side), Image.Resampling.HAMMING)
             path = _host_path(folder, image)
             _save(small, path)
             sizes[image] = path.stat().st_size
@@ -168,7 +168,7 @@ def _thumbnail(whole: Image.Image, box: NDArray[np.int64], side: int) -> NDArray
     x0, y0, x1, y1 = box.tolist()
     longest = max(x1 - x0, y1 - y0)
     size = tuple(max(1, round(side * length / longest)) for length in (x1 - x0, y1 - y0))
-    small = whole.resize(size, Image.Resampling.LANCZOS, box=(x0, y0, x1, y1))
+    small = whole.resize(size, Image.Resampling.HAMMING, box=(x0, y0, x1, y1))
     tile = np.full((side, side, 3), _BLANK, np.uint8)
     left, top = (side - size[0]) // 2, (side - size[1]) // 2
     tile[top : top + size[1], left : left + size[0]] = np.asarray(small)
