@@ -12,7 +12,7 @@ relevances in place of activations. Layout as zennit-crp 0.6.0 writes and reads 
 ...     "crp", ["FeatureVisualization/ActMax_max_unnormed"], model="resnet50",
 ...     data="images", encoder="open_clip:ViT-B-32", out="runs/crp",
 ... )
->>> adapters.write("crp", adapters.from_run("runs/resnet50"), "FeatureVisualization")
+>>> adapters.write("crp", adapters.from_run("runs/resnet50"), "exported")
 """
 
 from __future__ import annotations
