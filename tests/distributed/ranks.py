@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import sys
+from itertools import product
 
 import pytest
 import torch
 
 from psi_engine.distributed import World, join
 from psi_engine.errors import RankError
+from psi_engine.mining import exchange, mine
+from tests.mining.test_exactness import IMAGES, KINDS, Bare, Items, data
+from tests.mining.test_miner import assert_brute_force
+from tests.mining.test_stream import config
 
 
 def exchanges(world: World) -> None:
@@ -42,9 +47,26 @@ def one_dies(world: World) -> None:
             world.wait()
 
 
+def mines(world: World) -> None:
+    """Every kind of data, mined in shares and joined: what a full sort of everything finds."""
+    for kind, sites in product(KINDS, ("per-image", "all")):
+        c = config(sites=sites)
+        found = mine(
+            Bare(),
+            Items(kind),
+            ["layer"],
+            c,
+            indices=torch.arange(IMAGES)[world.share(IMAGES)],
+            finish=lambda miners: exchange(miners, world) or {},
+        )
+        assert len(list(found)) == world.main
+        if world.main:
+            assert_brute_force(found["layer"], data(kind), list(range(IMAGES)), c, "layer")
+
+
+CASES = {work.__name__: work for work in (exchanges, main_fails, one_dies, mines)}
+
 if __name__ == "__main__":
     with join("cpu") as joined:
-        {"exchanges": exchanges, "main_fails": main_fails, "one_dies": one_dies}[sys.argv[1]](
-            joined
-        )
+        CASES[sys.argv[1]](joined)
     print(joined.rank, "fine")

@@ -40,6 +40,14 @@ def test_ranks_exchange_over_gloo() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_ranks_equal_a_full_sort(ranks: int) -> None:
+    done = launch(ranks, "tests.distributed.ranks", "mines")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("fine") == ranks
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["main_fails", "one_dies"])
 def test_ranks_learn_of_each_others_end(case: str) -> None:
     done = launch(2, "tests.distributed.ranks", case)

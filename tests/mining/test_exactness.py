@@ -27,6 +27,10 @@ def data(kind: str) -> Tensor:
         x = -x.abs() - 1
     elif kind == "constant":
         x[:] = torch.tensor([0.0, -3.0, 7.0])[:, None, None]
+    elif kind == "narrow":
+        x = 1000 + x * 1e-4  # a few neighbouring floats; one value in 16 bits
+        assert len(x.unique()) < 20
+        assert len(x.bfloat16().unique()) == 1
     elif kind == "laced":
         x[::5, 0, 1, 1] = torch.nan
         x[3:9, 1] = torch.inf
@@ -59,7 +63,7 @@ class Bare(nn.Module):
         return self.layer(x)
 
 
-KINDS = ("random", "tied", "negative", "constant", "laced")
+KINDS = ("random", "tied", "negative", "constant", "narrow", "laced")
 
 
 @pytest.mark.parametrize("kind", KINDS)
