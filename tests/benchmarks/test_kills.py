@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks.kills import differing, kill
+from benchmarks.kills import Told, Trial, differing, slay
 from tests import toy
 
 
@@ -22,11 +24,41 @@ def test_every_kind_of_difference_is_found(tmp_path: Path) -> None:
     assert differing(tmp_path / "a", tmp_path / "b") == ["inner/more", "other"]
 
 
+def test_what_a_kill_cost_is_told(tmp_path: Path) -> None:
+    (tmp_path / "0").write_text("begin 0\ntodo 100\nmined 16\nmined 80\n")
+    before = Told.of(tmp_path)
+    (tmp_path / "0").write_text("begin 0\ntodo 36\nmined 16\nmined 36\ncrops 0\ncrops 96\n")
+    now = Told.of(tmp_path)
+    assert now.lost_since(before) == (16, 0)  # 80 of 100 were mined, and 36 were left
+    (tmp_path / "0").write_text("begin 0\n")
+    later = now.after(before)
+    assert Told.of(tmp_path).after(later).crops == 96  # a job that got nowhere tells nothing
+    (tmp_path / "0").write_text("begin 0\ncrops 64\n")
+    assert Told.of(tmp_path).lost_since(later) == (0, 32)
+
+
+def test_descendants_die_with_a_run() -> None:
+    child = "import time; time.sleep(60)"
+    parent = f"import subprocess as s, sys; p = s.Popen([sys.executable, '-c', '{child}'], "
+    parent += "start_new_session=True); print(p.pid, flush=True); p.wait()"
+    process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
+    with process.stdout:
+        grandchild = Path(f"/proc/{int(process.stdout.readline())}")
+    assert grandchild.exists()
+    slay(process)
+    status = grandchild / "status"
+    assert not status.exists() or "Z (zombie)" in status.read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_killed_run_gives_the_same_bits(tmp_path: Path, ranks: int) -> None:
-    images = toy.write_images(tmp_path / "images", 60)
+    images = toy.write_images(tmp_path / "images", 96)
     options = ["--model", "tests.toy:model", "--layers", "conv2", "--encoder", "tests.toy:encoder"]
     options += ["--patch", "16", "--top-k", "12", "--replicates", "40", "--device", "cpu"]
-    different = kill(tmp_path, [*options, "--data", str(images)], kills=4, ranks=ranks, seed=0)
-    assert different == []
+    options += ["--workers", "1", "--data", str(images)]
+    trial = Trial(tmp_path, options, ranks, interval=16, block=256, pause=0.1)
+    trial.run(kills=4, seed=2)
+    assert trial.different == []
+    assert trial.excess == []
+    assert {"mine", "embed"} <= trial.met.keys()
