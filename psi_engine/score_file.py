@@ -126,7 +126,10 @@ def _read(file: Path) -> dict[str, np.ndarray]:
             return {file.stem: np.load(file, allow_pickle=False)}
         if file.suffix == ".npz":
             # Opened here: numpy leaves a file that is no archive open.
-            with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as archive:
+            with open(file, "rb") as opened:
+                archive = np.load(opened, allow_pickle=False)
+                if isinstance(archive, np.ndarray):
+                    raise ValueError("a single .npy array under the name of an archive")
                 return dict(archive)
         if file.suffix == ".safetensors":
             return dict(load_file(file))
@@ -134,7 +137,12 @@ def _read(file: Path) -> dict[str, np.ndarray]:
             table = pq.read_table(file)
             return {name: _dense(table[name]) for name in table.column_names}
     except Exception as error:  # each format has its own; the reader needs the file's name
-        raise InputError("the file cannot be read", got=f"{file}: {error}") from error
+        raise InputError(
+            "the file cannot be read",
+            got=f"{file}: {error}",
+            expected=f"a whole {file.suffix} file of plain arrays",
+            fix="write it again if it was cut off; objects in it are never unpickled",
+        ) from error
     raise InputError(
         "unknown kind of file", got=file.name, expected=".npz, .safetensors or .parquet (or .npy)"
     )

@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import save_file
 
 from psi_engine.errors import InputError
 from psi_engine.score_file import _read, score_file
@@ -53,3 +54,55 @@ def test_ragged_or_missing_numbers_are_refused(tmp_path, rows, message):
     )
     with pytest.raises(InputError, match=message):
         score_file(path)
+
+
+def half(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return path
+
+
+def files(tmp_path):
+    """Write the same embeddings as every kind of file."""
+    np.savez(tmp_path / "z.npz", embeddings=Z)
+    save_file({"embeddings": Z}, tmp_path / "z.safetensors")
+    write(tmp_path / "z.parquet", embeddings=pa.array(Z.tolist()))
+    return [tmp_path / f"z.{kind}" for kind in ("npz", "safetensors", "parquet")]
+
+
+def test_cut_and_empty_files_are_refused_with_nothing_written(tmp_path):
+    for path in files(tmp_path):
+        for broken in (half(path), path.with_stem("empty")):
+            if broken.stem == "empty":
+                broken.write_bytes(b"")
+            with pytest.raises(InputError, match=r"cannot be read; .*a whole .*cut off"):
+                score_file(broken, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"embeddings": np.array([{}], dtype=object)}, "never unpickled"),
+        ({"embeddings": np.array([["a"]])}, "does not hold numbers"),
+        ({"embeddings": Z[0]}, r"wrong rank; got \(5, 4\)"),
+        ({"embeddings": Z[:, :3]}, "too few patches; got 3"),
+        ({"embeddings": Z[:0]}, "embeddings are empty"),
+        ({"vectors": Z}, "no embeddings in the file; got z.npz with vectors"),
+        ({"embeddings": Z, "labels": np.zeros((3, 4), int)}, r"wrong shape; got \(3, 4\)"),
+        ({"embeddings": Z, "labels": np.zeros((3, 5))}, "labels must be integers"),
+        ({"embeddings": Z, "text_embeddings": np.ones((6, 5))}, "do not fit the embeddings"),
+        ({"embeddings": Z, "pool": np.ones((9, 7))}, "pool does not fit"),
+    ],
+)
+def test_unfit_arrays_are_refused_with_nothing_written(tmp_path, arrays, message):
+    np.savez(tmp_path / "z.npz", **arrays)
+    with pytest.raises(InputError, match=message):
+        score_file(tmp_path / "z.npz", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_array_under_the_name_of_an_archive_is_told(tmp_path):
+    with open(tmp_path / "z.npz", "wb") as file:
+        np.save(file, Z)
+    with pytest.raises(InputError, match=r"a single \.npy array"):
+        score_file(tmp_path / "z.npz")
