@@ -1,4 +1,4 @@
-"""The wheel holds kernels, concept lists and the demo, and imports from anywhere."""
+"""The wheel holds kernels, concept lists, demo and report page, and imports from anywhere."""
 
 from __future__ import annotations
 
@@ -41,6 +41,8 @@ def test_wheel_ships_kernels_concepts_and_demo(wheel: Path) -> None:
     assert {f"psi_engine/kernels/{name}" for name in shipped} <= set(names)
     assert any(name.startswith("psi_engine/concepts/") for name in names)
     assert any(name.startswith("psi_engine/demo/assets/") for name in names)
+    page = PROJECT / "psi_engine/report/page/assets"
+    assert {f"psi_engine/report/page/assets/{path.name}" for path in page.iterdir()} <= set(names)
 
 
 def test_wheel_imports_from_another_folder(wheel: Path, tmp_path: Path) -> None:

@@ -194,7 +194,9 @@ def test_a_channel_shows_its_numbers_groups_and_patches(page: Any, toy_run: Run)
         "e => { const i = new Image(); i.src = e.style.backgroundImage.slice(5, -2); "
         "return i.decode().then(() => i.naturalWidth); }"
     )
-    assert page.locator(".tiles .thumb").first.evaluate(loaded) == 10 * 16
+    assert (
+        page.locator(".tiles .thumb").first.evaluate(loaded) == 10 * 32
+    )  # the whole images of `head`
 
 
 def test_a_patch_shows_its_image_with_the_box_drawn(page: Any, toy_run: Run) -> None:
