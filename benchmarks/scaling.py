@@ -29,6 +29,7 @@ from psi_engine.scores.score import score
 from psi_engine.types import ActivationShape
 
 BATCH = MICRO_BATCH["cpu"]
+WARM = 1024  # images that a miner has seen
 CHANNELS, DIM, PATCHES = 256, 512, 50
 
 
@@ -54,9 +55,11 @@ def mining() -> list[tuple[str, str, int, Callable[[], object]]]:
     images = torch.rand(BATCH, 3, 64, 64).contiguous(memory_format=torch.channels_last)
     module = model.module.eval().to(memory_format=torch.channels_last)
     source = open_source(images_path())
-    ids, maps = torch.arange(BATCH), torch.randn(BATCH, CHANNELS, 8, 8)
+    ids, maps = torch.arange(BATCH), some_maps()
     first, second = miner(maps), miner(maps.flip(0))
     shown = iter(range(BATCH, 1 << 40, BATCH))
+    for _ in range(WARM // BATCH):  # buffers that fill take more
+        first.update(some_maps(), ids + next(shown))
 
     def decode() -> None:
         for image in range(BATCH):
@@ -70,7 +73,7 @@ def mining() -> list[tuple[str, str, int, Callable[[], object]]]:
         ("decode and resize", "image", BATCH, decode),
         ("forward pass", "image", BATCH, forward),
         (
-            "keep the best, 8 × 8 sites",
+            f"keep the best, 8 × 8 sites, after {WARM} images",
             "image and channel",
             BATCH * CHANNELS,
             lambda: first.update(maps, ids + next(shown)),
@@ -103,6 +106,12 @@ def later() -> list[tuple[str, str, int, Callable[[], object]]]:
             )
         )
     return [("embed, the demo's encoder", "crop", 64, lambda: encodes.encode_images(crops)), *found]
+
+
+def some_maps() -> torch.Tensor:
+    """Activations of a batch as a network puts them out."""
+    maps = torch.randn(BATCH, CHANNELS, 8, 8)
+    return maps.contiguous(memory_format=torch.channels_last)
 
 
 def miner(maps: torch.Tensor | None = None) -> Miner:
