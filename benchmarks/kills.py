@@ -5,9 +5,10 @@
 Without options the demo is run. Every kill is SIGKILL to the run and all its descendants (ranks,
 processes that decode), at a moment drawn evenly over the time that the undisturbed run worked in
 its folder, counted from when it begins or goes on. A run that ends before its moment starts again
-in an empty folder. Whenever a run ends, all files but the manifest (times) and the name of its
-folder must be those of the undisturbed one, bit for bit. Runs save every ``--interval`` images of a rank and every ``--block``
-crops instead of 4096 and 256, so that kills fall between saved states of a short run.
+in an empty folder. Whenever a run ends, all files but the manifest (times) must be those of the
+undisturbed one, bit for bit, but for the folder's name in the settings. Runs save every
+``--interval`` images of a rank and every ``--block`` crops instead of 4096 and 256, so that kills
+fall between saved states of a short run.
 
 ``lost`` is what a run had told to be done when it was killed and the next one did again: images of
 all ranks, crops. Mining may lose an interval a rank. Crops are told once they are on the disk, so
