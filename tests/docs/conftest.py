@@ -35,7 +35,7 @@ def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("demo") / "run"
     with pytest.MonkeyPatch.context() as patch:
         use_small_demo(patch)
-        done = CliRunner().invoke(app, ["demo", "--out", str(out)])
+        done = CliRunner().invoke(app, ["demo", "--no-report", "--out", str(out)])
     assert done.exit_code == 0, done.output
     return out
 
