@@ -29,6 +29,8 @@ _SAMPLED = 64
 # Rows per part that the parts are learned from.
 _SPARE = 3
 # Candidates per row asked for: they are compared in 8 bits first, exactly afterwards.
+_SHARE = 100
+# Whoever wants more than one in so many rows is served exactly: the parts asked may hold too few.
 _TIES = 16
 # Candidates beyond: sums of another order may swap rows that lie equally near.
 
@@ -96,14 +98,14 @@ class Nearest:
             Grid unit rows (:func:`psi_engine.ops.exact.unit_rows`).
         count : int
         allowed : ndarray, bool (n,), optional
-            Rows that may be found; None = all. A choice of fewer than ``APPROXIMATE_FROM`` rows
-            is searched exactly.
+            Rows that may be found; None = all. Among fewer than ``APPROXIMATE_FROM`` the search
+            is exact, and so it is where ``count`` is a large share of them.
 
         Returns
         -------
         tuple of ndarray
-            int64 (queries, count) rows, nearest first, ties by row, −1 where there are fewer, and
-            float32 (queries, count) cosines.
+            int64 (queries, count) rows, nearest first, ties by row, −1 (or fewer columns) where
+            there are not so many, and float32 cosines of the same shape.
         """
         if not len(self):
             none = np.empty((len(queries), 0))
@@ -114,7 +116,8 @@ class Nearest:
             bits = np.packbits(allowed, bitorder="little")
             selector["sel"] = faiss.IDSelectorBitmap(bits)
         wanted = count + _TIES
-        if self._parts is None or choice < APPROXIMATE_FROM:
+        few = _SPARE * wanted <= choice // _SHARE
+        if self._parts is None or choice < APPROXIMATE_FROM or not few:
             parameters = faiss.SearchParameters(**selector)
             index = self._all
         else:

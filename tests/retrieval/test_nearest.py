@@ -89,5 +89,8 @@ def test_a_large_set_finds_nearly_all_and_keeps_exact_similarities(
         np.testing.assert_array_equal(
             held.nearest(queries, 10, few)[0], small.nearest(queries, 10, few)[0]
         )
+        np.testing.assert_array_equal(
+            held.nearest(queries, 3000)[0], small.nearest(queries, 3000)[0]
+        )
         many = np.arange(8000) % 7 > 0
-        assert not (held.nearest(queries, 10, many)[0] % 7 == 0).any()
+        assert not (held.nearest(queries, 3, many)[0] % 7 == 0).any()
