@@ -134,9 +134,12 @@ PSI.views.channels = (() => {
     table.body.replaceChildren(
       space(first),
       ...rows.slice(first, last).map((row, i) => line(row, first + i)),
-      whole ? "" : space(rows.length - last));
+      whole ? cut(rows.length) : space(rows.length - last));
     if (!rows.length) table.body.replaceChildren(el("tr", {}, el("td", { colspan: [...table.head.children].filter((th) => th.offsetWidth).length, class: "none" }, "No channel matches. Esc clears the filters.")));
   }
+
+  const cut = (length) => (length <= ON_PAPER ? "" : el("tr", {},
+    el("td", { colspan: 3, class: "none" }, `The first ${ON_PAPER} of ${count(length)} channels in this order.`)));
 
   const line = (row, place) => el("tr", { "data-row": row, "aria-rowindex": place + 2, class: `is-${PSI.verdicts.of(row).replace(" ", "-")}${row === state.chosen ? " chosen" : ""}` },
     table.shown.map((c) => el("td", { class: [c.key, c.number ? "number" : "", c.wide || ""].join(" "), title: title_of(c, row) }, c.cell(row))));
