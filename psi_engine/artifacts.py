@@ -114,8 +114,13 @@ def write_table(path: Path, table: pa.Table) -> None:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str]) -> None:
     """Write tensors (and strings beside them) atomically as safetensors."""
     with atomic(path) as temporary:
-        # A copy each: safetensors refuses tensors that share memory, as u and v of flat layers may.
-        copies = {name: value.contiguous().clone() for name, value in tensors.items()}
+        copies, seen = {}, set()
+        for name, value in tensors.items():
+            # safetensors refuses tensors that share memory, as u and v of flat layers may; a copy
+            # of each would double what a large state takes.
+            place = value.untyped_storage().data_ptr()
+            copies[name] = value.contiguous().clone() if place in seen else value.contiguous()
+            seen.add(place)
         temporary.touch()
         mode = temporary.stat().st_mode
         save_file(copies, temporary, metadata=dict(notes))

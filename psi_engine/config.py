@@ -78,8 +78,9 @@ class MineConfig:
     batch_size: int = 64
     """Images loaded together. Sets loading only, never a result."""
     memory: int | None = None
-    """Bytes of the device that mining may use beside the model; layers that do not fit together
-    are mined in turns, which changes no result. None = a quarter of what is free."""
+    """Bytes of the device that mining may use beside the model and the sites it finds; layers that
+    do not fit together are mined in turns, which changes no result. None = a quarter of what is
+    free. What counts is told in :mod:`psi_engine.mining.passes`."""
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from psi_engine import artifacts
@@ -18,6 +19,7 @@ from psi_engine.ops.backend import memory_budget
 from psi_engine.provenance import made_here
 from psi_engine.ranges import Ranges
 from psi_engine.shards import (
+    FINISHED,
     Part,
     Saver,
     Work,
@@ -61,6 +63,7 @@ def work_of(config: RunConfig, inputs: ImageInputs) -> Work:
 class MiningPass:
     """One pass of this process over its share of the images.
 
+    scratch : folder for what layers have kept that are not in the pass.
     sharers : processes of the job on this machine.
     """
 
@@ -69,6 +72,7 @@ class MiningPass:
     inputs: Inputs
     progress: Progress | None
     skipped: dict[int, str]
+    scratch: Path
     sharers: int = 1
     notes: list[str] = field(default_factory=list)
 
@@ -98,6 +102,7 @@ class MiningPass:
             skipped=self.skipped,
             notes=self.notes,
             finish=finish,
+            scratch=self.scratch,
         )
 
     def _settings(self) -> MineConfig:
@@ -108,7 +113,7 @@ class MiningPass:
 
     def packed(self, miners: Mapping[str, Miner]) -> dict[str, Tensor]:
         """The state after the last image."""
-        return pack_state(miners, self.skipped, self.work.images)
+        return pack_state(miners, self.skipped, self.work.images) | {FINISHED: torch.tensor(True)}
 
 
 def mine_images(
@@ -150,7 +155,7 @@ def mine_images(
     adopted = parts[world.rank :: world.size]
     saver = Saver(partial / f"{name}-{world.rank:05d}.safetensors", work, adopted, todo)
     told = _of_all(progress, work.images, len(missing), world.size)
-    here = MiningPass(work, config, inputs, told, {}, world.local_size)
+    here = MiningPass(work, config, inputs, told, {}, partial, world.local_size)
 
     def join_ranks(miners: Mapping[str, Miner]) -> Mapping[str, LayerSites]:
         saver(here.packed(miners))  # a rank that dies now costs the others nothing
@@ -227,7 +232,7 @@ def _mine_shard(
     covered = Ranges.of(piece for part in adopted for piece in part.covered)
     todo = share_of(work.images, share) - covered
     saver = Saver(path, work, adopted, todo, share)
-    here = MiningPass(work, config, inputs, progress, {})
+    here = MiningPass(work, config, inputs, progress, {}, path.parent)
 
     def write(miners: Mapping[str, Miner]) -> Mapping[str, LayerSites]:
         saver(here.packed(miners))

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -29,6 +30,8 @@ from psi_engine.types import ActivationShape
 
 FORMAT = "psi-engine mined images 2"
 """Says what the file is; the number rises with the layout."""
+FINISHED = "finished"
+"""Entry of a state after which nothing is left to do to what was mined."""
 _WHY = "why.jsonl"  # among parts that were set aside
 
 
@@ -55,18 +58,21 @@ class Part:
     """A part's facts, without its tensors.
 
     covered : images that were looked at, unreadable ones included. share : (i, n) of a
-    ``--shard i/n``, None for what a running stage saved.
+    ``--shard i/n``, None for what a running stage saved. unfinished : whether candidates of
+    ``exact-fp16`` are still to be refined.
     """
 
     path: Path
     work: Work
     covered: Ranges
     share: tuple[int, int] | None
+    unfinished: bool = False
 
     @property
     def complete(self) -> bool:
-        """Whether every image of the share is covered."""
-        return self.share is not None and self.covered == share_of(self.work.images, self.share)
+        """Whether every image of the share is covered, and what was found is refined."""
+        whole = self.share is not None and self.covered == share_of(self.work.images, self.share)
+        return whole and not self.unfinished
 
 
 def share_of(images: int, share: tuple[int, int]) -> Ranges:
@@ -95,9 +101,12 @@ def write_part(
     covered: Ranges,
     state: Mapping[str, Tensor],
     share: tuple[int, int] | None = None,
+    unfinished: bool = False,
 ) -> None:
     """Write a part atomically; ``state`` as :func:`psi_engine.mining.pack_state` gives it."""
-    facts = {"work": asdict(work), "covered": covered.parts, "share": share}
+    facts = {
+        "work": asdict(work), "covered": covered.parts, "share": share, "unfinished": unfinished,
+    }  # fmt: skip
     artifacts.write_tensors(path, state, {"format": FORMAT, "facts": json.dumps(facts)})
 
 
@@ -137,6 +146,7 @@ def read_part(path: Path) -> Part:
         Work(mine=MineConfig(**work.pop("mine")), shapes=shapes, **work),
         Ranges.of(facts["covered"]),
         None if share is None else (share[0], share[1]),
+        facts.get("unfinished", False),
     )
 
 
@@ -145,6 +155,8 @@ def join(parts: Sequence[Part]) -> dict[str, Tensor]:
 
     The state's position is 0: ``mine`` takes it with the ``indices`` that are still to do.
     """
+    if len(parts) == 1:  # stays in its file
+        return artifacts.read_tensors(parts[0].path)[0] | {"position": torch.tensor(0)}
     total: dict[str, Miner] = {}
     skipped: dict[int, str] = {}
     for part in parts:
@@ -187,7 +199,7 @@ def take_stock(folder: Path, work: Work) -> list[Part]:
             continue
         if part.work.key != work.key:
             _set_aside(path, "mined with other settings")
-        elif part.work.made != work.made and len(part.covered) < work.images:
+        elif part.work.made != work.made and (part.unfinished or len(part.covered) < work.images):
             _set_aside(path, f"mined by {differences(part.work.made, work.made)}")
         else:
             found.append(part)
@@ -255,7 +267,8 @@ class Saver:
     def __call__(self, state: Mapping[str, Tensor]) -> None:
         """Save a state of :func:`psi_engine.mining.mine`; its position says what it covers."""
         covered = self._start | self._todo.below(int(state["position"]))
-        write_part(self.path, self._work, covered, state, self._share)
+        unfinished = self._work.mine.precision == "exact-fp16" and FINISHED not in state
+        write_part(self.path, self._work, covered, state, self._share, unfinished)
         # Only now: until the new part stands, the old ones are all there is.
         for part in self._adopted:
             if part.path != self.path:
@@ -292,8 +305,9 @@ def merge(
     first = parts[0]
     for part in parts[1:]:
         require_same_work(first.work, part, fix="merge shards of one run only")
-    kept = without_repeats(parts)
-    for part in parts:
+    finished = [part for part in parts if not part.unfinished]
+    kept = without_repeats(finished)
+    for part in finished:
         if part not in kept:
             tell(f"{part.path} holds nothing the others do not; left out")
     covered = Ranges()

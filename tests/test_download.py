@@ -36,10 +36,11 @@ def archive() -> bytes:
 
 
 class Server(ThreadingHTTPServer):
-    """Serves ``content`` once per behaviour: ok, cut (after so many bytes), status."""
+    """Serves ``content`` once per behaviour: ok, cut (after so many bytes), status, length lied."""
 
     content = archive()
     cuts: list[int]
+    lie = 0
     status = 200
     ranges = True
     requests: list[str | None]
@@ -67,7 +68,7 @@ class Handler(BaseHTTPRequestHandler):
         if not resumed:
             body = self.server.content
         self.send_response(206 if resumed else 200)
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Length", str(len(body) + self.server.lie))
         self.end_headers()
         cut = self.server.cuts.pop(0) if self.server.cuts else len(body)
         self.wfile.write(body[:cut])
@@ -146,6 +147,26 @@ def test_wrong_bytes_are_refused_and_not_kept(server: Server, tmp_path: Path) ->
         open_source("tiny-imagenet")
     assert list((tmp_path / "cache").iterdir()) == []
     server.content = right
+    assert len(open_source("tiny-imagenet")) == 6
+
+
+def test_a_length_that_is_too_large_is_told_and_what_came_is_kept(server: Server) -> None:
+    server.lie = 70
+    with pytest.raises(DataError, match=r"broke off; got .*run the same command again to continue"):
+        open_source("tiny-imagenet")
+    whole = len(server.content) // 100 * 100
+    assert server.requests == [None, *[f"bytes={whole}-"] * 3]
+    server.lie = 0
+    assert len(open_source("tiny-imagenet")) == 6
+    assert server.requests[-1] == f"bytes={whole}-"
+
+
+def test_a_length_that_is_too_small_is_refused_and_not_kept(server: Server, tmp_path: Path) -> None:
+    server.lie = -70
+    with pytest.raises(DataError, match=r"not the expected file; got another checksum .*MD5"):
+        open_source("tiny-imagenet")
+    assert list((tmp_path / "cache").iterdir()) == []
+    server.lie = 0
     assert len(open_source("tiny-imagenet")) == 6
 
 

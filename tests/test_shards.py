@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from psi_engine.errors import CorruptDataError, InputError
 from psi_engine.mining import Miner, pack_state, unpack_state
 from psi_engine.ranges import Ranges
 from psi_engine.shards import (
+    FINISHED,
     Part,
     Saver,
     Work,
@@ -208,6 +210,24 @@ def test_parts_that_share_images_are_not_added_up(tmp_path: Path) -> None:
 def test_a_part_of_every_image_is_a_finished_stage_whoever_made_it(tmp_path: Path) -> None:
     path = shard(tmp_path, 1, 1, made={**MADE, "threads": "64"})
     assert [part.path for part in take_stock(tmp_path, work())] == [path]
+
+
+def test_a_part_whose_candidates_are_not_refined_is_not_finished(tmp_path: Path) -> None:
+    """Every image is covered, but it is merged as little as it is taken from another maker."""
+    exact = work(mine=replace(CONFIG, precision="exact-fp16"))
+    every = Ranges.of([(0, IMAGES)])
+    saver = Saver(tmp_path / "a.safetensors", exact, [], every, (1, 1))
+    saver(state(every, position=IMAGES))
+    part = read_part(saver.path)
+    assert part.covered == every
+    assert not part.complete
+    with pytest.raises(InputError, match=r"shards 1/1 missing or unfinished"):
+        merge([saver.path])
+    elsewhere = replace(exact, made={**MADE, "threads": "64"})
+    assert not take_stock(tmp_path, elsewhere)
+    saver(state(every, position=IMAGES) | {FINISHED: torch.tensor(True)})
+    assert read_part(saver.path).complete
+    assert len(take_stock(tmp_path, elsewhere)) == 1
 
 
 def test_a_file_system_that_fails_costs_nothing(

@@ -335,8 +335,11 @@ class Miner:
             "pool": (self._pool, 1),
         }
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Everything kept so far, as plain contiguous tensors on the CPU."""
+    def state_dict(self, copy: bool = True) -> dict[str, Tensor]:
+        """Everything kept so far, as plain contiguous tensors on the CPU.
+
+        Without ``copy`` they can be the miner's own, which the next update changes.
+        """
         state = {
             f"{name}.{part}": tensor
             for name, (entries, _) in self._buffers().items()
@@ -348,17 +351,20 @@ class Miner:
         state["channels"] = self.channels
         # exact-fp16 and fp32 at a quarter of K have the same shapes: these tell them apart.
         state["settings"] = self._settings_key()
-        return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+        return {name: x.clone() for name, x in plain.items()} if copy else plain
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor], copy: bool = True) -> None:
         """Continue from :meth:`state_dict` of a miner of the same layer and configuration.
+
+        Without ``copy`` the tensors become the miner's own, where they are on its device.
 
         Raises
         ------
         InputError
             The state belongs to other work: a name, shape, dtype, channel or setting differs.
         """
-        for name, tensor in self.state_dict().items():
+        for name, tensor in self.state_dict(copy=False).items():
             found = state.get(name)
             if found is None or found.shape != tensor.shape or found.dtype != tensor.dtype:
                 raise InputError(
@@ -379,7 +385,7 @@ class Miner:
                 fix="mine this layer again from the start",
             )
         device = self._pool.keys.device
-        parts = {name: tensor.to(device, copy=True) for name, tensor in state.items()}
+        parts = {name: tensor.to(device, copy=copy) for name, tensor in state.items()}
 
         def entries(name: str) -> topk.Entries:
             return topk.Entries(*(parts[f"{name}.{part}"] for part in topk.Entries._fields))

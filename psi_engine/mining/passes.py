@@ -1,8 +1,17 @@
 """Which layers are mined together: as many as the memory holds, the others in later passes.
 
-What a layer needs while it is mined is its buffers, O(channels × K), and room to work on one
-micro-batch of its activations; outputs are taken in where they arise, so only one layer works at
-a time. A pass runs the model no further than its last layer.
+What ``memory`` counts, on the device that mines (a CPU's main memory, a GPU's own):
+
+- what the layers of a pass keep, O(channels × K); with ``exact-fp16`` the fp32 extremes too. What
+  the layers of other passes keep lies in files meanwhile;
+- room to take in one micro-batch of activations: outputs are taken in where they arise, so only
+  one layer works at a time; with ``exact-fp16`` its fp32 maps as well;
+- images on their way: the batches that are being read, waiting, cut up and normalised.
+
+What it does not count: the model and its forward pass; the image that is being decoded, and the
+processes that do it; on a CPU the sites that are handed back at the end, 20 bytes each, and what
+several ranks saved while it is joined. Interpreter, libraries and the allocator's losses come on
+top, some 64 MiB. A pass runs the model no further than its last layer.
 """
 
 from __future__ import annotations
@@ -27,6 +36,8 @@ def buffer_bytes(shape: ActivationShape, config: MineConfig, channels: int | Non
     """What a layer keeps while it is mined."""
     count = shape.channels if channels is None else channels
     entries = kept_per_channel(config)
+    if config.precision == "exact-fp16":
+        entries += config.top_k + config.bottom_k
     return count * (entries * _ENTRY + _STATISTICS) + config.pool * _ENTRY
 
 
@@ -35,12 +46,28 @@ def working_bytes(shape: ActivationShape, micro: int) -> int:
     return 4 * _COPIES * micro * shape.channels * shape.grid[0] * shape.grid[1]
 
 
+def loading_bytes(view: Tensor, prepared: Tensor, batch_size: int, workers: int, micro: int) -> int:
+    """What images need on their way to the model.
+
+    Parameters
+    ----------
+    view, prepared : Tensor
+        One image as it is loaded, and as the model gets it.
+    batch_size, workers : int
+        Two batches wait for each worker; four are being read, stacked, joined and cut.
+    micro : int
+        Images in a forward pass; three copies of them are made from views to input.
+    """
+    return view.nbytes * batch_size * (4 + 2 * workers) + 3 * micro * prepared.nbytes
+
+
 def layer_passes(
     shapes: Mapping[str, ActivationShape],
     config: MineConfig,
     device: torch.device,
     micro: int,
     channels: Mapping[str, Tensor] | None = None,
+    loading: int = 0,
 ) -> list[list[str]]:
     """Cut the layers, in their order, into passes that fit the memory.
 
@@ -54,6 +81,8 @@ def layer_passes(
         Images in a forward pass.
     channels : mapping of layer name to Tensor, optional
         The channels kept; layers not named keep all.
+    loading : int
+        Bytes of :func:`loading_bytes`, needed in every pass.
 
     Raises
     ------
@@ -65,13 +94,14 @@ def layer_passes(
     kept = working = 0
     for name, shape in shapes.items():
         subset = None if channels is None or name not in channels else len(channels[name])
-        own, room = buffer_bytes(shape, config, subset), working_bytes(shape, micro)
+        own = buffer_bytes(shape, config, subset)
+        room = loading + working_bytes(shape, micro)
         if own + room > budget:
             raise InputError(
                 f"the memory does not hold the mining of {name}",
-                got=f"{budget:,} bytes",
+                got=f"{budget:,} bytes" + ("" if config.memory else ", a quarter of what is free"),
                 expected=f"at least {own + room:,}",
-                fix="give more --memory, fewer --channels, or a smaller --top-k",
+                fix="give more --memory, fewer --channels, or a smaller --top-k or --batch-size",
             )
         if passes[-1] and kept + own + max(working, room) > budget:
             passes.append([])

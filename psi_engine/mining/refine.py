@@ -33,11 +33,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from psi_engine.config import Precision
+from psi_engine.mining.journal import Journal
 from psi_engine.mining.miner import KEPT, Miner
+from psi_engine.mining.passes import buffer_bytes, working_bytes
 from psi_engine.mining.sweep import Sweep, Take
 from psi_engine.ops import topk
 from psi_engine.ops.backend import memory_budget
@@ -59,11 +62,27 @@ class Refinement:
     sweep : Sweep
     images : Tensor, int64 (n,)
         Ids of all images that the miners have seen, or more.
+    loading : int
+        Bytes that images on their way need, of the memory.
+    journal : Journal, optional
+        Where it is saved, and what was saved of it is found.
     """
 
-    def __init__(self, miners: Mapping[str, Miner], sweep: Sweep, images: Tensor) -> None:
+    def __init__(
+        self,
+        miners: Mapping[str, Miner],
+        sweep: Sweep,
+        images: Tensor,
+        loading: int = 0,
+        journal: Journal | None = None,
+    ) -> None:
         self._miners, self._sweep, self._images = miners, sweep, images
-        self._done = torch.zeros(int(images.max()) + 1 if len(images) else 0, dtype=torch.bool)
+        self._loading = loading
+        self._journal = Journal(images) if journal is None else journal
+        self._part = 2  # candidates, in K, whose images run next
+        self._notes: list[str] = []
+        self._size = int(images.max()) + 1 if len(images) else 0
+        self._seen: dict[str, Tensor] = {}
         self._exact: dict[str, Miner] = {}
         self._errors: dict[str, Tensor] = {}
         self._open: dict[str, Tensor] = {}
@@ -74,6 +93,8 @@ class Refinement:
             self._exact[name] = Miner(name, miner.shape, config, miner.channels, device)
             self._errors[name] = torch.zeros(len(miner.channels), device=device)
             self._open[name] = torch.ones(len(miner.channels), dtype=torch.bool)
+            self._seen[name] = torch.zeros(self._size, dtype=torch.bool)
+        self._resume()
 
     def run(self, told: Callable[[str, int, int], None] | None = None) -> list[str]:
         """Refine every miner in place; notes on what was certified come back.
@@ -84,31 +105,60 @@ class Refinement:
             ``told(what, images done, images in all)``.
         """
         channels = sum(len(rows) for rows in self._open.values())
-        notes = []
-        for part in range(2, KEPT + 1, 2):
-            wanted = self._of_candidates(part)
-            if part == 2:
+        while self._part <= KEPT and self._still():
+            wanted = self._of_candidates(self._part)
+            if self._part == 2:
                 wanted |= self._sample()
-            self._compare(wanted & ~self._done, told)
-            self._certify(part)
-            still = sum(int(rows.sum()) for rows in self._open.values())
-            notes.append(f"{channels - still} of {channels} channels certified by {part}K")
-            if not still:
-                break
-        else:
+            self._compare(wanted, told)
+            self._certify(self._part)
+            certain = channels - self._still()
+            said = f"{certain} of {channels} channels certified by {self._part}K"
+            self._notes.append(said)
+            self._part += 2
+        if still := self._still():
             self._mine_the_rest(told)
-            notes.append(f"{still} mined in fp32 from all images")
+            self._notes.append(f"{still} mined in fp32 from all images")
         for name, miner in self._miners.items():
             miner.adopt_extremes(self._exact[name])
-        run = int(self._done.sum())
-        note = f"exact-fp16: {', '.join(notes)}; {run} of {len(self._images)} images in fp32"
+        run = int(torch.stack([*self._seen.values()]).any(0).sum())
+        note = f"exact-fp16: {', '.join(self._notes)}; {run} of {len(self._images)} images in fp32"
         if still < channels:
             note += "; certificates are estimated from the images compared, not proved"
         return [note]
 
+    def _still(self) -> int:
+        return sum(int(rows.sum()) for rows in self._open.values())
+
+    def _save(self) -> None:
+        tensors = {}
+        for name, exact in self._exact.items():
+            tensors[f"{name}/errors"] = self._errors[name].cpu()
+            tensors[f"{name}/open"] = self._open[name]
+            tensors[f"{name}/seen"] = torch.from_numpy(np.packbits(self._seen[name].numpy()))
+            state = exact.state_dict(copy=False)
+            tensors |= {f"{name}/exact/{part}": x for part, x in state.items()}
+        facts = {"part": self._part, "said": self._notes}
+        self._journal.save([*self._miners], facts, tensors)
+
+    def _resume(self) -> None:
+        found = self._journal.saved([*self._miners])
+        if found is None:
+            return
+        facts, tensors = found
+        self._part, self._notes = facts["part"], facts["said"]
+        for name, exact in self._exact.items():
+            self._errors[name] = tensors[f"{name}/errors"].to(self._sweep.device, copy=True)
+            self._open[name] = tensors[f"{name}/open"].clone()
+            bits = np.unpackbits(tensors[f"{name}/seen"].numpy(), count=self._size)
+            self._seen[name] = torch.from_numpy(bits.astype(bool))
+            mark = f"{name}/exact/"
+            exact.load_state_dict(
+                {key.removeprefix(mark): x for key, x in tensors.items() if key.startswith(mark)}
+            )
+
     def _of_candidates(self, part: int) -> Tensor:
         """The images of the first ``part`` · K candidates of open channels, bool (images,)."""
-        wanted = torch.zeros_like(self._done)
+        wanted = torch.zeros(self._size, dtype=torch.bool)
         for name, miner in self._miners.items():
             for entries, k in miner.extremes():
                 sites = entries.sites[:, : part * k].cpu()[self._open[name]]
@@ -119,7 +169,7 @@ class Refinement:
         seed = next(iter(self._miners.values())).config.seed
         keys = hash_keys(seed, string_key("exact-fp16"), self._images)
         drawn = self._images[torch.argsort(keys)[:SAMPLE]]
-        wanted = torch.zeros_like(self._done)
+        wanted = torch.zeros(self._size, dtype=torch.bool)
         wanted[drawn] = True
         return wanted
 
@@ -140,21 +190,49 @@ class Refinement:
             apart = apart[self._exact[layer].channels.to(apart.device)]
             self._errors[layer] = torch.maximum(self._errors[layer], apart)
 
-        indices = wanted.nonzero().squeeze(1)
         turns: Sequence[tuple[Precision, Take]] = (("fp32", keep), ("fp16", measure))
         groups = self._held_together()
         for number, names in enumerate(groups):
-            before = number * len(indices)
-            for last in self._sweep.over(indices, names, turns):
-                if told is not None:
-                    here = int(torch.searchsorted(indices, last + 1))
-                    told("refining", before + here, len(groups) * len(indices))
-        self._done |= wanted
+            if told is None:
+                self._over(wanted, names, turns, None)
+                continue
+
+            def tell(what: str, done: int, total: int, number: int = number) -> None:
+                told(what, number * total + done, len(groups) * total)
+
+            self._over(wanted, names, turns, tell)
+
+    def _over(
+        self,
+        wanted: Tensor,
+        names: list[str],
+        turns: Sequence[tuple[Precision, Take]],
+        told: Callable[[str, int, int], None] | None,
+    ) -> None:
+        """Run the images that some layers have not seen, saving now and then."""
+        seen = torch.stack([self._seen[name] for name in names]).all(0)
+        indices = (wanted & ~seen).nonzero().squeeze(1)
+        at = saved = 0
+        for last in self._sweep.over(indices, names, turns):
+            reached = int(torch.searchsorted(indices, last + 1))
+            for name in names:
+                self._seen[name][indices[at:reached]] = True
+            at = reached
+            if told is not None:
+                told("refining", at, len(indices))
+            if at - saved >= self._journal.every:
+                self._save()
+                saved = at
+        for name in names:
+            self._seen[name][indices] = True  # the last ones may be unreadable
 
     def _held_together(self) -> list[list[str]]:
         """Open layers in groups whose fp32 maps of a micro-batch the memory holds, one or more."""
         config = next(iter(self._miners.values())).config
+        kept = [buffer_bytes(m.shape, config, len(m.channels)) for m in self._miners.values()]
+        room = [working_bytes(m.shape, self._sweep.micro) for m in self._miners.values()]
         budget = memory_budget(self._sweep.device, config.memory)
+        budget -= sum(kept) + max(room) + self._loading
         groups: list[list[str]] = []
         held = 0
         for name in self._names():
@@ -180,13 +258,10 @@ class Refinement:
             self._open[name] = rows & ~certain
 
     def _mine_the_rest(self, told: Callable[[str, int, int], None] | None) -> None:
-        indices = self._images[~self._done[self._images]]
-        names = self._names()
+        wanted = torch.zeros(self._size, dtype=torch.bool)
+        wanted[self._images] = True
 
         def keep(layer: str, maps: Tensor, ids: Tensor) -> None:
             self._exact[layer].update(maps, ids)
 
-        for last in self._sweep.over(indices, names, (("fp32", keep),)):
-            if told is not None:
-                told("refining", int(torch.searchsorted(indices, last + 1)), len(indices))
-        self._done[indices] = True
+        self._over(wanted, self._names(), (("fp32", keep),), told)

@@ -17,6 +17,8 @@ def pack_state(
 ) -> dict[str, Tensor]:
     """Put miners, unreadable images and a position together.
 
+    The tensors are the miners' own: their next update changes them.
+
     Parameters
     ----------
     miners : mapping of layer name to Miner
@@ -27,7 +29,7 @@ def pack_state(
     state = {
         f"{name}/{part}": tensor
         for name, miner in miners.items()
-        for part, tensor in miner.state_dict().items()
+        for part, tensor in miner.state_dict(copy=False).items()
     }
     state["position"] = torch.tensor(position)
     state["skipped"] = torch.tensor(list(json.dumps(dict(skipped)).encode()), dtype=torch.uint8)

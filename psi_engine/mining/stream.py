@@ -21,10 +21,12 @@ from psi_engine.data import CorruptImage, ImageSource, Preprocess, open_source
 from psi_engine.errors import DataError, InputError
 from psi_engine.hooks import evaluating
 from psi_engine.mining.folding import folded
+from psi_engine.mining.journal import Journal
 from psi_engine.mining.miner import Miner
-from psi_engine.mining.passes import layer_passes
+from psi_engine.mining.passes import layer_passes, loading_bytes
 from psi_engine.mining.precision import arithmetic, candidate_precision, require_precision
 from psi_engine.mining.refine import Refinement
+from psi_engine.mining.shelf import shelf
 from psi_engine.mining.state import pack_state, unpack_state
 from psi_engine.mining.sweep import Sweep, Take, prepare
 from psi_engine.models import LoadedModel, choose_layers, resolve_layers
@@ -56,6 +58,7 @@ def mine(
     indices: Tensor | None = None,
     inherited: Tensor | None = None,
     finish: Callable[[Mapping[str, Miner]], Mapping[str, LayerSites]] | None = None,
+    scratch: Path | None = None,
 ) -> Mined:
     """Find the top, bottom, random and pool sites of each channel of some layers, exactly.
 
@@ -87,7 +90,7 @@ def mine(
         which batch norms are folded into convolutions.
     checkpoint : callable, optional
         Given a flat dict of CPU tensors, enough to continue, after every ``checkpoint_every``
-        images (rounded up to whole micro-batches).
+        images (rounded up to whole micro-batches); to be written down or copied at once.
     state : mapping, optional
         What ``checkpoint`` was last given by a run with the same model, images and settings.
     indices : Tensor, optional
@@ -98,6 +101,8 @@ def mine(
     finish : callable, optional
         Given the miners by layer when their images are done, returns the sites of each layer:
         where shards are joined. None = what the miners found.
+    scratch : Path, optional
+        Folder for what layers have kept that are not in the pass; None = the system's.
 
     Returns
     -------
@@ -117,7 +122,8 @@ def mine(
     -----
     Order of the top set: value descending, then image id, u, v ascending; −0 counts as +0; NaN
     and infinite sites are left out and counted in ``stats.nonfinite``. Nothing depends on
-    ``batch_size``, ``workers``, or on being interrupted and continued.
+    ``batch_size``, ``workers``, or on being interrupted and continued. What ``config.memory``
+    bounds is told by :mod:`psi_engine.mining.passes`.
     """
     config = MineConfig() if config is None else config
     where = resolve_device(device)
@@ -136,8 +142,9 @@ def mine(
     preprocess = _known_preprocess(source, preprocess)
     micro = MICRO_BATCH[where.type]
     require_precision(config.precision, where)
-    with evaluating(module.to(where)):
-        first = _first(source, preprocess, where)
+    with evaluating(module.to(where)), shelf(scratch) as resting:
+        view = _first(source, preprocess)
+        first = prepare(view[None], preprocess, where, 1)
         with arithmetic("fp32", where):
             # A layer whose channels are named is named in full, whatever globs find.
             shapes = choose_layers(module, [*patterns, *subsets], first).shapes
@@ -147,13 +154,18 @@ def mine(
                 network, told_of_norms = folded(module, names, first)
                 if notes is not None:
                     notes += told_of_norms
-        passes = layer_passes(shapes, config, where, micro, subsets)
+        loading = loading_bytes(view, first, config.batch_size, workers, micro)
+        passes = layer_passes(shapes, config, where, micro, subsets, loading)
         apart = len(passes) > 1
-        home = torch.device("cpu") if apart else where  # of the miners that do not take part
-        miners = {
-            name: Miner(name, shapes[name], config, subsets.get(name), home) for name in names
-        }
-        done = 0 if state is None else unpack_state(state, miners, skipped, len(source))
+        miners: dict[str, Miner] = {}
+        done = 0
+        for name in names:
+            miner = Miner(name, shapes[name], config, subsets.get(name), where)
+            if state is not None:
+                done = unpack_state(state, {name: miner}, skipped, len(source))
+            if apart:
+                resting.put(miner)
+            miners[name] = miner
         known_before = set(skipped)
         shard = torch.arange(len(source)) if indices is None else indices
         sweep = Sweep(
@@ -167,7 +179,7 @@ def mine(
         for block in remaining.split(checkpoint_every if apart else max(1, len(remaining))):
             for number, group in enumerate(passes):
                 for name in group if apart else ():
-                    miners[name].to(where)
+                    resting.take(miners[name], where)
                 for last in sweep.over(block, group, turns):
                     if number + 1 < len(passes):
                         continue
@@ -178,7 +190,7 @@ def mine(
                         checkpoint(pack_state(miners, _known(skipped, done, known_before), done))
                         saved = seen
                 for name in group if apart else ():
-                    miners[name].to(home)
+                    resting.put(miners[name])
             if checkpoint is not None and apart and len(block):
                 done = int(block[-1]) + 1
                 checkpoint(pack_state(miners, _known(skipped, done, known_before), done))
@@ -187,11 +199,27 @@ def mine(
         if config.precision == "exact-fp16":
             # Miners that were continued hold candidates of images that are not mined here.
             known = shard if inherited is None else torch.cat([inherited, shard]).unique()
+            end = int(shard[-1]) + 1 if len(shard) else done
+
+            def save(refining: dict[str, Tensor]) -> None:
+                if checkpoint is not None:
+                    checkpoint(pack_state(miners, skipped, end) | refining)
+
+            journal = Journal(known, save, checkpoint_every)
+            journal.read(state)
             for group in passes:
-                told = Refinement({name: miners[name] for name in group}, sweep, known)
-                found = told.run(progress)
-                if notes is not None:
-                    notes += found
+                names = [name for name in group if name not in journal.refined]
+                if not names:
+                    continue
+                for name in names if apart else ():
+                    resting.take(miners[name], where)
+                chosen = {name: miners[name] for name in names}
+                found = Refinement(chosen, sweep, known, loading, journal).run(progress)
+                for name in names if apart else ():
+                    resting.put(miners[name])
+                journal.finish(names, found)
+            if notes is not None:
+                notes += journal.notes
         if finish is not None:
             return Mined(finish(miners))
     return Mined({name: miner.result() for name, miner in miners.items()})
@@ -236,12 +264,11 @@ def _known_preprocess(source: ImageSource, preprocess: Preprocess | None) -> Pre
     )
 
 
-def _first(source: ImageSource, preprocess: Preprocess, device: torch.device) -> Tensor:
-    """The first readable image as a batch of one, for the layers' shapes."""
+def _first(source: ImageSource, preprocess: Preprocess) -> Tensor:
+    """The first readable image, for the layers' shapes."""
     for index in range(len(source)):
         try:
-            view = source.view(index, preprocess)
+            return source.view(index, preprocess)
         except CorruptImage:
             continue
-        return prepare(view[None], preprocess, device, 1)
     raise DataError(f"none of the {len(source)} images of {source.name} can be read")

@@ -17,7 +17,7 @@ from psi_engine.mining.miner import Miner
 from psi_engine.mining.passes import buffer_bytes, layer_passes, working_bytes
 from psi_engine.types import ActivationShape
 from tests.mining.test_miner import assert_same
-from tests.mining.test_stream import config, images, net
+from tests.mining.test_stream import config, images, kept_in, net
 
 CPU = torch.device("cpu")
 
@@ -117,7 +117,7 @@ def test_many_passes_change_nothing(precision: str, monkeypatch: pytest.MonkeyPa
 @pytest.mark.usefixtures("one_layer_a_pass")
 def test_continued_amid_many_passes() -> None:
     data, layers, saved = TensorDataset(images(70)), ["maps", "flat"], []
-    whole = mine(net(), data, layers, config(), checkpoint=saved.append, checkpoint_every=32)
+    whole = mine(net(), data, layers, config(), checkpoint=kept_in(saved), checkpoint_every=32)
     assert [int(state["position"]) for state in saved] == [32, 64, 70]
     for state in saved:
         again = mine(net(), data, layers, config(), state=state)

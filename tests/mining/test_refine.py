@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from psi_engine.config import MineConfig
-from psi_engine.mining import Miner, mine, refine
+from psi_engine.mining import Miner, mine, refine, stream
 from psi_engine.types import LayerSites
-from tests.mining.test_stream import images
+from tests.mining.test_miner import assert_same
+from tests.mining.test_stream import images, kept_in
 
 
 def config(precision: str = "exact-fp16", **changes) -> MineConfig:
@@ -57,7 +58,7 @@ def test_only_images_that_were_mined_are_sampled(monkeypatch: pytest.MonkeyPatch
     )
     data, states = TensorDataset(images(300)), []
     options = {"layers": ["a"], "config": config()}
-    mine(Wide(), data, indices=torch.arange(40, 70), checkpoint=states.append, **options,
+    mine(Wide(), data, indices=torch.arange(40, 70), checkpoint=kept_in(states), **options,
          checkpoint_every=16)  # fmt: skip
     mine(Wide(), data, indices=torch.arange(40, 70), state=states[0], **options)
     state = {**states[0], "position": torch.tensor(0)}
@@ -97,20 +98,73 @@ def test_only_candidates_run_again_where_all_is_certified() -> None:
     assert run <= 16 + 2 * 8  # the sample and 2K candidates at each end
 
 
+class Tied(nn.Module):
+    """Two layers; the second is 0 in all but a few images, so its cut is mined from all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.relu = Wide().a, nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.a(x) - 2.4)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.usefixtures("few_compared")
+def test_a_killed_refinement_goes_on_where_it_was_saved(
+    apart: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if apart:
+        monkeypatch.setattr(stream, "layer_passes", lambda shapes, *_: [[name] for name in shapes])
+    data, saved, notes, layers = TensorDataset(images(150)), [], [], ["a", "relu"]
+    steps = []
+    options = {"config": config(), "checkpoint_every": 32}
+    whole = mine(
+        Tied(), data, layers, checkpoint=kept_in(saved), notes=notes,
+        progress=lambda what, done, total: steps.append(what), **options,
+    )  # fmt: skip
+    expected = mine(Tied(), data, layers, config("fp32"))
+    amid = [state for state in saved if "refining:facts" in state]
+    assert len(amid) >= 4
+    run = []
+    for state in amid:
+        assert int(state["position"]) == 150
+        again, said = [], []
+        found = mine(
+            Tied(), data, layers, state=state, notes=said,
+            progress=lambda what, *_, again=again: again.append(what), **options,
+        )  # fmt: skip
+        for layer in layers:
+            assert_same(found[layer], whole[layer])
+            assert_same_extremes(found[layer], expected[layer])
+        assert said == notes
+        run.append(again.count("refining"))
+    assert "mining" not in again
+    assert run == sorted(run, reverse=True)  # the later it was saved, the less is left
+    assert run[0] < steps.count("refining")
+    assert run[-1] == 0
+
+
+@pytest.mark.usefixtures("few_compared")
+def test_what_was_saved_of_other_images_is_refined_anew() -> None:
+    data, saved = TensorDataset(images(150)), []
+    first = torch.arange(100)
+    options = {"config": config(), "checkpoint_every": 32}
+    mine(Tied(), data, ["relu"], indices=first, checkpoint=kept_in(saved), **options)
+    state = saved[-2] | {"position": torch.tensor(0)}
+    found = mine(
+        Tied(), data, ["relu"], state=state, indices=torch.arange(100, 150), inherited=first,
+        **options,
+    )  # fmt: skip
+    assert_same_extremes(found["relu"], mine(Tied(), data, ["relu"], config("fp32"))["relu"])
+
+
 @pytest.mark.usefixtures("few_compared")
 def test_ties_at_the_cut_are_mined_in_fp32() -> None:
-    class Silent(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.relu = Wide().a, nn.ReLU()
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.relu(self.a(x) - 2.4)
-
     data, notes = TensorDataset(images(200)), []
-    expected = mine(Silent(), data, ["relu"], config("fp32"))["relu"]
+    expected = mine(Tied(), data, ["relu"], config("fp32"))["relu"]
     assert (expected.top.values == 0).any()
-    found = mine(Silent(), data, ["relu"], config(), notes=notes)["relu"]
+    found = mine(Tied(), data, ["relu"], config(), notes=notes)["relu"]
     assert_same_extremes(found, expected)
     assert "mined in fp32 from all images; 200 of 200" in notes[0]
 
@@ -236,7 +290,7 @@ def test_shards_refined_apart_merge_to_the_whole() -> None:
 def test_continued_from_a_saved_state() -> None:
     data, saved = TensorDataset(images(200)), []
     expected = mine(Wide(), data, ["b"], config("fp32"))["b"]
-    mine(Wide(), data, ["b"], config(), checkpoint=saved.append, checkpoint_every=64)
+    mine(Wide(), data, ["b"], config(), checkpoint=kept_in(saved), checkpoint_every=64)
     found = mine(Wide(), data, ["b"], config(), state=saved[1])["b"]
     assert_same_extremes(found, expected)
 

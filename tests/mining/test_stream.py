@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,11 @@ def net() -> Net:
 
 def images(n: int = 45, side: int = 16) -> Tensor:
     return torch.randn(n, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def kept_in(saved: list[dict[str, Tensor]]) -> Callable[[dict[str, Tensor]], None]:
+    """Keep each saved state as it is then."""
+    return lambda state: saved.append({name: x.clone() for name, x in state.items()})
 
 
 def config(**changes) -> MineConfig:
@@ -155,7 +161,7 @@ def test_stopped_and_continued_gives_the_same_bits(tmp_path: Path) -> None:
     saved: list[dict[str, Tensor]] = []
 
     def kill_at_second(state: dict[str, Tensor]) -> None:
-        saved.append(state)
+        kept_in(saved)(state)
         if len(saved) == 2:
             raise Killed
 
@@ -184,7 +190,7 @@ def test_stopped_and_continued_gives_the_same_bits(tmp_path: Path) -> None:
 def test_a_finished_state_needs_no_images() -> None:
     saved: list[dict[str, Tensor]] = []
     data = TensorDataset(images(32))
-    expected = mine(net(), data, ["maps"], config(), checkpoint=saved.append, checkpoint_every=1)
+    expected = mine(net(), data, ["maps"], config(), checkpoint=kept_in(saved), checkpoint_every=1)
     assert [int(state["position"]) for state in saved] == [16, 32]
     assert_same(mine(net(), data, ["maps"], config(), state=saved[-1])["maps"], expected["maps"])
 
