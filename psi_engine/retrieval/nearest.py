@@ -18,7 +18,7 @@ from psi_engine.ops.exact import cosines
 faiss: Any = import_module("faiss")  # its stubs lack what its Python side adds
 
 APPROXIMATE_FROM = 100_000
-"""Rows from which on a query looks at the likeliest parts of the set only."""
+"""Rows from which on a query looks at the likeliest parts only; see ``benchmarks/search.py``."""
 
 PROBES = 96
 """Parts a query looks at there."""
