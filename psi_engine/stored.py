@@ -331,6 +331,13 @@ def read_texts(folder: Path) -> tuple[Texts, tuple[str, ...] | None]:
 
 def _read_score_inputs(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors, notes = artifacts.read_tensors(folder / SCORE_INPUTS)
+    if "names" not in notes:
+        raise RunFolderError(
+            f"{folder / SCORE_INPUTS} is of another version",
+            got="no names of classes and concepts in it",
+            expected="what this version of psi-engine writes",
+            fix="run the same psi-engine run command again, into another --out if it is refused",
+        )
     names = json.loads(notes["names"])
     return tensors, {key: None if held is None else tuple(held) for key, held in names.items()}
 

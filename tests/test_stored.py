@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import psi_engine as psi
-from psi_engine.artifacts import open_run
+from psi_engine.artifacts import open_run, read_tensors, write_tensors
 from psi_engine.errors import InputError, RunFolderError
 from psi_engine.inputs import reopen
 from psi_engine.stored import SCORE_INPUTS, StoredRun, load_stored, write_score_inputs
@@ -88,6 +88,10 @@ def test_labels_are_those_of_the_images(stored: StoredRun) -> None:
 def test_a_folder_that_lacks_something_is_refused(stored: StoredRun, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(stored.run.path, copy)
+    tensors, _ = read_tensors(copy / SCORE_INPUTS)
+    write_tensors(copy / SCORE_INPUTS, tensors, {"class_names": "[]", "concepts": "[]"})
+    with pytest.raises(RunFolderError, match="of another version"):
+        load_stored(copy)
     (copy / SCORE_INPUTS).unlink()
     with pytest.raises(RunFolderError, match=f"{SCORE_INPUTS} missing"):
         load_stored(copy)
