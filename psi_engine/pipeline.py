@@ -32,8 +32,8 @@ from psi_engine.ops.backend import memory_budget
 from psi_engine.patches import collect_patches, receptive_field, site_boxes
 from psi_engine.provenance import made_here
 from psi_engine.scores.describe import describe_clusters
-from psi_engine.shards import told_aside
 from psi_engine.settings import write_run_settings
+from psi_engine.shards import told_aside
 from psi_engine.stored import (
     MINED,
     SCORE_INPUTS,

@@ -31,12 +31,12 @@ from psi_engine.ops.backend import numba_reason
 from psi_engine.ops.moments import (
     Moments,
     add_moments,
-    batch_moments,
     carry,
     empty_moments,
     summarise,
 )
 from psi_engine.ops.random import hash_keys, string_key, uniform
+from psi_engine.ops.survey import survey
 from psi_engine.types import ActivationShape, LayerSites, PoolSites, SiteSet
 
 _CARRY_EVERY = 1 << 20  # images; sums of 2^23 could overflow
@@ -133,21 +133,20 @@ class Miner:
         image_ids = image_ids.to(maps.device, non_blocking=True)
         if self._subset is not None:
             maps = maps.index_select(1, self._subset)
-        x = maps.flatten(2).to(torch.float32)
+        x = maps.flatten(2)
         before = self._images // _CARRY_EVERY
         self._images += len(image_ids)
         if self._images // _CARRY_EVERY > before:
             self._moments = carry(self._moments)
-        finite: Tensor | None = None
         if self._compiled:
-            self._survey(x, image_ids, fresh)
+            self._survey(x.to(torch.float32), image_ids, fresh)
             if fresh:
                 return
-            finite = torch.isfinite(x)
-        else:
-            moments, finite = batch_moments(x)
+        self._top, self._bottom, moments = survey(
+            x, image_ids, self._top, self._bottom, sites_per_group=self._group, fresh=fresh
+        )
+        if not self._compiled:
             self._moments = add_moments(self._moments, moments)
-        self._extremes(x, finite, image_ids, fresh)
         if self.config.reservoir:
             self._random = self._join(self._random, self._draw(x, image_ids), self._sites, fresh)
         if self.config.pool:
@@ -176,22 +175,6 @@ class Miner:
         if fresh and self.config.pool:
             _numba_mining.enter_pool(self._pool, image_ids, self._sites, self._pool_key)
 
-    def _extremes(self, x: Tensor, finite: Tensor | None, image_ids: Tensor, fresh: bool) -> None:
-        high = x if finite is None else torch.where(finite, x, -torch.inf)
-        self._top = self._keep(self._top, high, image_ids, fresh)
-        if self.config.bottom_k:
-            low = -x if finite is None else torch.where(finite, -x, -torch.inf)
-            self._bottom = self._keep(self._bottom, low, image_ids, fresh)
-
-    def _keep(
-        self, kept: topk.Entries, keys: Tensor, image_ids: Tensor, fresh: bool
-    ) -> topk.Entries:
-        if self.config.sites == "per-image":
-            best = topk.best_of_images(keys, image_ids)
-        else:
-            best = topk.best_of_batch(keys + 0.0, image_ids, kept.keys.shape[1])
-        return self._join(kept, best, self._group, fresh)
-
     def _join(
         self,
         kept: topk.Entries,
@@ -209,7 +192,7 @@ class Miner:
         """One random site of each (channel, image), with the image's priority for the channel."""
         priority = hash_keys(self._channel_keys, image_ids)
         position = (uniform(priority, self._site_salt) * self._sites).to(torch.int64)
-        values = x.permute(1, 0, 2).gather(2, position[:, :, None]).squeeze(2)
+        values = x.permute(1, 0, 2).gather(2, position[:, :, None]).squeeze(2).to(torch.float32)
         usable = torch.isfinite(values)
         return topk.Entries(
             torch.where(usable, priority, topk.NO_PRIORITY),

@@ -77,7 +77,7 @@ def _principal(rows: NDArray[np.float64], count: int) -> NDArray[np.float64]:
 
 def _neighbours(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     from sklearn.manifold import TSNE
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     start = rows[:, :2] / rows[:, 0].std() * 1e-4  # the scale scikit-learn starts its own PCA at
     tsne = TSNE(
