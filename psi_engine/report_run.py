@@ -13,11 +13,15 @@ from psi_engine.data import needs_download
 from psi_engine.errors import InputError, PsiEngineError
 from psi_engine.inputs import config_of, reopen_images
 from psi_engine.report.page import MAX_SIZE, Pictures, Report, Sources, held_report, write_report
+from psi_engine.report.plots.run import draw_run
 from psi_engine.stored import StoredLayer, StoredRun, load_stored
 from psi_engine.types import Progress
 
 FOLDER = "report"
 """Of the report, in the run folder."""
+
+FIGURES = "figures"
+"""Of the figures, in the run folder."""
 
 _BYTES = 1 << 26
 # Embeddings gathered together while they are averaged.
@@ -32,7 +36,8 @@ def report(
 ) -> Report:
     """Write a run's report: a folder whose ``index.html`` opens from disk, without a network.
 
-    Nothing is scored again. A report that shows what the run holds now is kept as it is; one of
+    Beside it ``RUN/figures`` gets the run's figures for papers, drawn from the same tables. Nothing
+    is scored again. A report that shows what the run holds now is kept as it is; one of
     older scores is replaced.
 
     Parameters
@@ -66,6 +71,7 @@ def report(
     held = held_report(run, out, max_size)
     if held is not None:
         return held
+    draw_run(run, run.path / FIGURES)
     return write_report(run, _sources(run, progress), out, max_size=max_size, progress=progress)
 
 

@@ -40,6 +40,12 @@ def test_a_report_is_whole_and_states_its_size(toy_run: Run, toy_report: Path) -
     assert {n for n in names if n.endswith(".js") and "/" not in n} == {*site.SCRIPTS, "main.js"}
 
 
+def test_figures_for_papers_stand_beside_it(toy_run: Run, toy_report: Path) -> None:
+    found = {path.name for path in (toy_run.path / "figures").glob("run-*")}
+    drawn = ("psi", "verdicts", "components", "nulls")
+    assert found == {f"run-{name}.{kind}" for name in drawn for kind in ("png", "svg", "pdf")}
+
+
 def test_it_is_kept_while_it_is_true_and_made_again_when_not(toy_report: Path, copied: Run) -> None:
     made = report(copied.path)
     assert not made.kept
