@@ -3,9 +3,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from psi_engine.errors import InputError
+from psi_engine.errors import DeviceError, InputError
+from psi_engine.nulls.draws import rotations_about_ones
 from psi_engine.ops.clustering import cluster
-from psi_engine.ops.separability import separability
+from psi_engine.ops.random import hash_keys
+from psi_engine.ops.rotated_grams import PRODUCT_GRID, ROTATION_GRID, on_grid, rotated_grams
+from psi_engine.ops.separability import rotated_separability, separability
 from psi_engine.ops.silhouette import silhouette
 
 BACKENDS = ("torch", "numba")
@@ -129,3 +132,56 @@ def test_cuda_gives_the_bits_of_the_cpu(backend: str) -> None:
     gpu = separability(grams.cuda(), keys.cuda(), mask=mask.cuda(), backend=backend)
     for x, y in zip(cpu, gpu, strict=True):
         assert torch.equal(x, y.cpu())
+
+
+def rotated_sets(channels: int, patches: int, m: int):
+    rows = unit_rows(channels, patches)
+    products = rows @ rows.mT
+    norm = products.flatten(1).norm(dim=1)
+    scale = torch.ldexp(torch.ones_like(norm), torch.frexp(norm).exponent)
+    rotations = rotations_about_ones(hash_keys(torch.arange(m), 5), patches)
+    keys = hash_keys(torch.arange(channels)[:, None], torch.arange(m))
+    return (
+        on_grid(rotations, ROTATION_GRID),
+        on_grid(products / scale[:, None, None], PRODUCT_GRID),
+        scale,
+        0.0,
+        keys,
+    )
+
+
+@pytest.mark.parametrize("backend", ["torch", "numba"])
+def test_rotated_sets_are_scored_one_by_one(backend: str) -> None:
+    """Whatever is put together: the Gram matrices of each channel and rotation, scored alone."""
+    rotations, products, scale, shift, keys = rotated_sets(3, 12, 4)
+    got = rotated_separability(
+        rotations, products, scale, shift, keys, backend=backend, memory=1 << 16
+    )
+    for c in range(3):
+        for r in range(4):
+            grams = rotated_grams(
+                rotations[r : r + 1], products[c : c + 1], scale[c : c + 1], shift
+            )
+            assert got[c, r] == separability(grams[0], keys[c, r : r + 1]).score[0]
+
+
+def test_keys_of_rotated_sets_must_fit() -> None:
+    *sets, keys = rotated_sets(3, 12, 4)
+    with pytest.raises(InputError, match="keys do not fit products and rotations"):
+        rotated_separability(*sets, keys[:, :3])
+
+
+@pytest.mark.gpu
+def test_cuda_scores_rotated_sets_with_the_bits_of_the_cpu() -> None:
+    sets = rotated_sets(20, 50, 30)
+    want = rotated_separability(*sets, backend="numba")
+    there = [x.cuda() if isinstance(x, torch.Tensor) else x for x in sets]
+    assert torch.equal(rotated_separability(*there, backend="cuda").cpu(), want)
+
+
+@pytest.mark.gpu
+def test_a_named_backend_is_never_replaced() -> None:
+    grams = torch.eye(8, device="cuda")[None]
+    with pytest.raises(DeviceError, match="lloyd"):
+        separability(grams, torch.arange(1).cuda(), solver="lloyd", backend="cuda")
+    separability(grams, torch.arange(1).cuda(), solver="lloyd", backend="auto")
