@@ -258,16 +258,18 @@ def _fields(
 ) -> dict[str, ReceptiveField]:
     # Sites of another tool may have no place in the layer's map: their shape says so.
     shapes = {layer: mined[layer].shape for layer in inputs.layers}
-    probes = None
-    placed = any(shape.kind != "flat" for shape in shapes.values())
-    if config.patches.patch == "effective" and placed:
-        probes = _probe_images(inputs, config.patches.probe_images)
+    kind, probes = config.patches.patch, None
+    if kind == "effective":
+        if any(shape.kind != "flat" for shape in shapes.values()):
+            probes = _probe_images(inputs, config.patches.probe_images)
+        else:
+            kind = "theoretical"  # the whole image either way, and nothing to measure it on
     return {
         layer: receptive_field(
             inputs.model.module,
             layer,
             side,
-            config.patches.patch,
+            kind,
             images=probes,
             energy=config.patches.energy,
             shape=shapes[layer],

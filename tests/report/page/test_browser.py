@@ -216,7 +216,7 @@ def test_a_patch_shows_its_image_with_the_box_drawn(page: Any, toy_run: Run) -> 
     page.keyboard.press("ArrowRight")
     assert dialog.locator("dd").first.inner_text() != first
     page.keyboard.press("Escape")
-    assert dialog.count() == 0
+    dialog.wait_for(state="detached")
     assert page.title().startswith("conv2:3")  # Esc closed the image, not the channel
 
 

@@ -208,7 +208,7 @@ def test_a_kind_without_any_value_has_no_area(tmp_path: Path) -> None:
         "units": pa.concat_tables([null_baseline._unit_rows("conv", x, names) for x in measured]),
         "areas": pa.Table.from_pylist(rows, null_baseline._AREAS),
     }
-    assert len(PART.draw(tables, tmp_path / "null-baseline")) == 2
+    assert len(PART.draw(tables, tmp_path / "null-baseline")) == 3
 
 
 def test_the_figure_is_drawn_from_the_tables(found: tuple[Context, Result], tmp_path: Path) -> None:
