@@ -362,7 +362,8 @@ __device__ void rotate(const double* rotation, const double* product, double siz
     for (int e = t; e < m * m; e += WARPS * 32) {
         const int i = e / m, j = e % m;
         const double cosine = rint(grid[e] / (half[i] * half[j]) * kCosine) / kCosine;
-        grid[e] = i == j ? 1.0 : fmin(fmax(cosine, -1.0), 1.0);
+        const double bound = fmin(fmax(cosine, -1.0), 1.0);
+        grid[e] = i == j ? 1.0 : cosine == cosine ? bound : cosine;  // NaN stays: it is refused
     }
 }
 #endif

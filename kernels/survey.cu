@@ -112,12 +112,20 @@ __device__ void sort(unsigned long long* staged, int n) {
     }
 }
 
-// Merge n staged survivors into one channel's buffer; every thread of the block takes part.
-__device__ void merge(unsigned long long* staged, int n, const Buffer& kept, int channel,
-                      const long long* image_ids, int sites, float* merged, long long* merged_site,
-                      float* border, long long* border_site, int* count) {
-    const int t = static_cast<int>(threadIdx.x);
+// A block's survivors and what merging them needs; see the head of the file.
+struct Room {
+    unsigned long long* staged;
+    long long *border_site, *merged_site;
+    float *border, *merged;
+    int* count;
+};
+
+// Merge the survivors of one channel and end into its buffer; every thread of the block takes part.
+__device__ void merge(const Room& room, int e, const Buffer& kept, int channel,
+                      const long long* image_ids, int sites) {
+    const int t = static_cast<int>(threadIdx.x), n = room.count[e];
     const long long first = static_cast<long long>(channel) * kept.k;
+    unsigned long long* staged = room.staged + e * CAPACITY;
     float* keys = kept.keys + first;
     long long* at = kept.sites + first;
     sort(staged, n);
@@ -135,8 +143,8 @@ __device__ void merge(unsigned long long* staged, int n, const Buffer& kept, int
             }
         }
         if (low + j < kept.k) {
-            merged[low + j] = key;
-            merged_site[low + j] = site;
+            room.merged[low + j] = key;
+            room.merged_site[low + j] = site;
         }
     }
     for (int i = t; i < kept.k; i += BLOCK) {
@@ -153,22 +161,37 @@ __device__ void merge(unsigned long long* staged, int n, const Buffer& kept, int
             }
         }
         if (low + i < kept.k) {
-            merged[low + i] = keys[i];
-            merged_site[low + i] = at[i];
+            room.merged[low + i] = keys[i];
+            room.merged_site[low + i] = at[i];
         }
     }
     __syncthreads();
     for (int i = t; i < kept.k; i += BLOCK) {
-        if (at[i] == merged_site[i]) continue;  // an empty entry keeps its NaN
-        keys[i] = merged[i];
-        at[i] = merged_site[i];
-        kept.values[first + i] = merged_site[i] == 0x7fffffffffffffffLL
-                                     ? __uint_as_float(0x7fc00000u) : merged[i];
+        if (at[i] == room.merged_site[i]) continue;  // an empty entry keeps its NaN
+        keys[i] = room.merged[i];
+        at[i] = room.merged_site[i];
+        kept.values[first + i] = room.merged_site[i] == 0x7fffffffffffffffLL
+                                     ? __uint_as_float(0x7fc00000u) : room.merged[i];
     }
     if (t == 0) {
-        *border = merged[kept.k - 1];
-        *border_site = merged_site[kept.k - 1];
-        *count = 0;
+        room.border[e] = room.merged[kept.k - 1];
+        room.border_site[e] = room.merged_site[kept.k - 1];
+        room.count[e] = 0;
+    }
+    __syncthreads();
+}
+
+// Merge what has more than `full` survivors. Nobody adds one before all have left the loop: the
+// threads must agree on what is full.
+__device__ void drain(const Room& room, int full, const Buffer* kept, int first,
+                      const long long* image_ids, int sites) {
+    const int t = static_cast<int>(threadIdx.x);
+    __syncthreads();  // counts are complete
+    if (!__syncthreads_or(t < 2 * TILE && room.count[t] > full)) return;
+    for (int e = 0; e < 2 * TILE; ++e) {
+        if (room.count[e] > full) {
+            merge(room, e, kept[e / TILE], first + e % TILE, image_ids, sites);
+        }
     }
     __syncthreads();
 }
@@ -204,6 +227,7 @@ survey(const X_T* __restrict__ x, long long stride_b, long long stride_c, long l
     float* merged = border + 2 * TILE;
     int* count = reinterpret_cast<int*>(merged + most);
     unsigned* extreme = reinterpret_cast<unsigned*>(count + 2 * TILE);
+    const Room room = {staged, border_site, merged_site, border, merged, count};
 
     const int t = static_cast<int>(threadIdx.x), warp = t / 32, lane = t % 32;
     const int own = lane % TILE, site_lane = lane / TILE;
@@ -263,17 +287,7 @@ survey(const X_T* __restrict__ x, long long stride_b, long long stride_c, long l
                     staged[e * CAPACITY + atomicAdd(&count[e], 1)] = packed(key, position);
                 }
             }
-            if (!per_image) {
-                __syncthreads();  // count is complete
-                if (!__syncthreads_or(t < 2 * TILE && count[t] > kHalf)) continue;
-                for (int e = 0; e < 2 * TILE; ++e) {
-                    if (count[e] > kHalf) {
-                        merge(staged + e * CAPACITY, count[e], kept[e / TILE], first + e % TILE,
-                              image_ids, sites, merged, merged_site, &border[e], &border_site[e],
-                              &count[e]);
-                    }
-                }
-            }
+            if (!per_image) drain(room, kHalf, kept, first, image_ids, sites);
         }
         for (int by = TILE; by < 32; by *= 2) {
             total += __shfl_xor_sync(kAll, total, by);
@@ -297,25 +311,9 @@ survey(const X_T* __restrict__ x, long long stride_b, long long stride_c, long l
                 staged[e * CAPACITY + atomicAdd(&count[e], 1)] = number;
             }
         }
-        if (per_image) {
-            __syncthreads();
-            if (!__syncthreads_or(t < 2 * TILE && count[t] > kHalf)) continue;
-            for (int e = 0; e < 2 * TILE; ++e) {
-                if (count[e] > kHalf) {
-                    merge(staged + e * CAPACITY, count[e], kept[e / TILE], first + e % TILE,
-                          image_ids, sites, merged, merged_site, &border[e], &border_site[e],
-                          &count[e]);
-                }
-            }
-        }
+        if (per_image) drain(room, kHalf, kept, first, image_ids, sites);
     }
-    __syncthreads();
-    for (int e = 0; e < 2 * TILE; ++e) {
-        if (count[e] > 0) {
-            merge(staged + e * CAPACITY, count[e], kept[e / TILE], first + e % TILE, image_ids,
-                  sites, merged, merged_site, &border[e], &border_site[e], &count[e]);
-        }
-    }
+    drain(room, 0, kept, first, image_ids, sites);
     if (mine) {
         atomicMin(&extreme[own], ordered(least));
         atomicMax(&extreme[TILE + own], ordered(most_seen));

@@ -85,7 +85,7 @@ def rotated_grams(
 
 
 def check_rotations(rotations: Tensor, products: Tensor, scale: Tensor) -> None:
-    """Refuse rotations, products and scales of shapes that do not fit each other."""
+    """Refuse rotations, products and scales of wrong dtypes or shapes."""
     m, n = rotations.shape[0], rotations.shape[-1]
     channels = len(products)
     if rotations.shape != (m, n, n) or products.shape != (channels, n, n):
@@ -96,6 +96,12 @@ def check_rotations(rotations: Tensor, products: Tensor, scale: Tensor) -> None:
         )
     if scale.shape != (channels,):
         raise InputError("scale does not fit products", got=tuple(scale.shape), expected=channels)
+    dtypes = [x.dtype for x in (rotations, products, scale)]
+    if any(dtype != torch.float64 for dtype in dtypes):
+        raise InputError(
+            "rotations, products and scale are not all float64",
+            got=", ".join(str(dtype) for dtype in dtypes),
+        )
 
 
 def normalised(products: Tensor, scale: Tensor, shift: float, out: Tensor) -> None:

@@ -167,8 +167,10 @@ def rotated_separability(
             got=f"{tuple(keys.shape)} {keys.dtype}",
             expected=f"{shape} torch.int64",
         )
+    check_solver(solver, restarts)
+    if not keys.numel():
+        return torch.empty(shape, dtype=torch.float64, device=products.device)
     if resolve_backend(backend, products) == "cuda":
-        check_solver(solver, restarts)
         reason = unsupported_reason(products, k_min, k_max, solver, rotated=True)
         if reason is None:
             sets = (rotations, products, scale)
@@ -191,7 +193,7 @@ def rotated_separability(
 
     each = 64 * products.shape[-1] ** 2 * max(1, shape[1])
     parts = in_chunks(run, shape[0], each, memory_budget(products.device, memory))
-    return torch.cat(parts) if parts else torch.empty(shape, dtype=torch.float64)
+    return torch.cat(parts)
 
 
 def _search(
@@ -322,7 +324,9 @@ def _launch_rotated(
     tensors = (x.contiguous() for x in (rotations, products, scale))
     sets = (*tensors, np.float64(shift), np.int32(len(rotations)))
     flat = keys.flatten()
-    found, _ = _run(sets, products, flat, k_min, k_max, restarts, rotated=True, labels=False)
+    found, bad = _run(sets, products, flat, k_min, k_max, restarts, rotated=True, labels=False)
+    if bool(bad):
+        raise bad_gram()
     return found.score.reshape(keys.shape)
 
 

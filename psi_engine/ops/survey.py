@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from psi_engine.config import Backend
+from psi_engine.errors import InputError
 from psi_engine.ops import _cuda, topk
 from psi_engine.ops.backend import fall_back, resolve_backend
 from psi_engine.ops.moments import LIMBS, Moments, batch_moments
@@ -58,8 +59,12 @@ def survey(
     ------
     DeviceError
         The backend was named and cannot run here.
+    InputError
+        The backend is numba.
     """
-    if fresh and resolve_backend(backend, x) == "cuda":
+    if backend == "numba":
+        raise InputError("survey has no numba path", expected="auto, torch or cuda")
+    if resolve_backend(backend, x) == "cuda" and fresh:
         reason = unsupported_reason(x, max(top.keys.shape[1], bottom.keys.shape[1]))
         if reason is None:
             return top, bottom, _launch(x, image_ids, top, bottom, sites_per_group > 1)
@@ -92,7 +97,8 @@ class Launch(NamedTuple):
 
 def plan(x: Tensor, k: int) -> Launch:
     """Rows of sites where these lie together, else sectors of channels."""
-    tile = 1 if x.stride(2) <= x.stride(1) else 32 // x.element_size()
+    rows = x.shape[2] > 1 and x.stride(2) <= x.stride(1)
+    tile = 1 if rows else 32 // x.element_size()
     capacity = _STAGED // (2 * tile)
     shared = 16 * tile * capacity + 16 * tile * LIMBS + 16 * tile  # staged, sums, counters
     shared += 16 * tile + 8 * k + 8 * tile + 4 * k + 16 * tile  # borders, merged, counts, extremes

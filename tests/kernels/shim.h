@@ -87,6 +87,7 @@ enum class State { running, at_warp, at_block, finished };
 static ucontext_t scheduler;
 static std::vector<ucontext_t> fibres;
 static std::vector<State> states;
+static std::vector<int> lines;                     // of the source, where each thread waits
 static std::vector<unsigned long long> exchanged;  // what each thread shows to its warp
 static std::function<void()> body;
 static unsigned current;
@@ -97,15 +98,24 @@ static void enter() {
     swapcontext(&fibres[current], &scheduler);
 }
 
-static void wait(State barrier) {
+static void wait(State barrier, int line = 0) {
     const unsigned self = current;
     states[self] = barrier;
+    lines[self] = line;
     swapcontext(&fibres[self], &scheduler);
 }
 
 static bool all(unsigned first, unsigned last, State state) {
     for (unsigned t = first; t < last; ++t) {
         if (states[t] != state) return false;
+    }
+    return true;
+}
+
+// All threads of the block wait at one and the same barrier.
+static bool together(unsigned block) {
+    for (unsigned t = 0; t < block; ++t) {
+        if (states[t] != State::at_block || lines[t] != lines[0]) return false;
     }
     return true;
 }
@@ -141,6 +151,7 @@ static int launch(unsigned grid, unsigned block, size_t shared_bytes, std::funct
     blockDim = {block, 1, 1};
     std::vector<unsigned char> stacks(block * kStack);
     exchanged.assign(block, 0);
+    lines.assign(block, 0);
     bool falling = false;
     for (unsigned b = 0; b < grid; ++b) {
         blockIdx = {b, 0, 0};
@@ -163,7 +174,7 @@ static int launch(unsigned grid, unsigned block, size_t shared_bytes, std::funct
                 }
             }
             if (overrun(shared_bytes)) return kSharedOverrun;
-            if (all(0, block, State::at_block)) {
+            if (together(block)) {
                 release(0, block);
             } else if (!all(0, block, State::finished)) {
                 return kDivergentBarrier;
@@ -187,16 +198,18 @@ static T shuffle(T value, unsigned lane) {
 
 }  // namespace shim
 
-static void __syncthreads() { shim::wait(shim::State::at_block); }
-
-static int __syncthreads_or(int predicate) {
+static int syncthreads_or(int predicate, int line) {
     shim::exchanged[shim::current] = predicate != 0;
-    shim::wait(shim::State::at_block);
+    shim::wait(shim::State::at_block, line);
     int any = 0;
     for (unsigned t = 0; t < blockDim.x; ++t) any |= static_cast<int>(shim::exchanged[t]);
-    shim::wait(shim::State::at_block);
+    shim::wait(shim::State::at_block, -line);
     return any;
 }
+
+// Macros, to know where: threads that wait at different barriers are not together.
+#define __syncthreads() shim::wait(shim::State::at_block, __LINE__)
+#define __syncthreads_or(predicate) syncthreads_or(predicate, __LINE__)
 
 static void __syncwarp(unsigned = ~0u) { shim::wait(shim::State::at_warp); }
 

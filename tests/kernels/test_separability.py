@@ -212,6 +212,8 @@ def test_rotated_sets_have_the_bits_of_the_two_steps(run, patches: int, shift: f
     assert not bad
     assert torch.equal(found.score.reshape(channels, m), want)
     assert want.unique().numel() > 1
+    products[1, 0, 1] = torch.nan
+    assert run(sets, keys.flatten(), patches, how, torch.float64, True)[1]
 
 
 def test_the_shared_memory_asked_for_is_what_is_used(run) -> None:

@@ -7,6 +7,7 @@ import ctypes
 import pytest
 import torch
 
+from psi_engine.errors import DeviceError, InputError
 from psi_engine.ops import survey as op
 from psi_engine.ops import topk
 from psi_engine.ops.moments import from_limbs
@@ -146,6 +147,20 @@ def test_more_images_than_there_is_room_for(kernel) -> None:
     check(kernel, [laid_out(x, True)], 5, 5, True)
 
 
+def test_both_ends_fill_up_in_turn(kernel) -> None:
+    """While one end is merged, no warp may go on and add to the other."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(8, 1, 768, generator=generator) - 0.5
+
+    def high(n: int) -> torch.Tensor:
+        return 10 + torch.rand(8, 1, n, generator=generator)
+
+    x[:, :, 256:384] = torch.cat([high(64), -high(64)], 2)
+    x[:, :, 384:512] = torch.cat([high(65), -high(61), torch.zeros(8, 1, 2)], 2)
+    x[:, :, 512:640] = -high(128)
+    check(kernel, [x], 5, 5, False)
+
+
 def test_ties_go_to_the_first_site_whatever_the_warp(kernel) -> None:
     """Equal values everywhere: the buffer holds the first sites of the first image."""
     top, bottom = buffers(2, 7, 0)
@@ -156,6 +171,23 @@ def test_ties_go_to_the_first_site_whatever_the_warp(kernel) -> None:
 def test_wide_buffers_and_many_channels(kernel) -> None:
     batches = [laid_out(values(6, 70, 33, "normal", seed), True) for seed in range(2)]
     check(kernel, batches, 150, 40, False)
+
+
+def test_layers_without_positions_are_read_as_sectors_of_channels(kernel) -> None:
+    x = values(30, 20, 1, "normal", 0)
+    assert op.plan(x, 3).tile == 8
+    check(kernel, [x], 3, 3, False)
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_named_backend_is_used_or_refused(fresh: bool) -> None:
+    x = values(2, 3, 4, "normal", 0)
+    for backend, error in (("cuda", DeviceError), ("numba", InputError)):
+        with pytest.raises(error):
+            op.survey(
+                x, torch.arange(2), *buffers(3, 2, 2),
+                sites_per_group=1, fresh=fresh, backend=backend,
+            )  # fmt: skip
 
 
 def test_what_does_not_fit_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,6 +169,9 @@ def test_keys_of_rotated_sets_must_fit() -> None:
     *sets, keys = rotated_sets(3, 12, 4)
     with pytest.raises(InputError, match="keys do not fit products and rotations"):
         rotated_separability(*sets, keys[:, :3])
+    with pytest.raises(InputError, match="not all float64"):
+        rotated_separability(sets[0], sets[1].float(), *sets[2:], keys)
+    assert rotated_separability(sets[0][:0], *sets[1:], keys[:, :0]).shape == (3, 0)
 
 
 @pytest.mark.gpu
