@@ -168,12 +168,14 @@ def mine(
             miners[name] = miner
         known_before = set(skipped)
         shard = torch.arange(len(source)) if indices is None else indices
+        saved = seen = int(torch.searchsorted(shard, done))
+        remaining = shard[saved:]
         sweep = Sweep(
             network, source, preprocess, where, micro, shapes, config.batch_size, workers, skipped
         )
+        if state is not None:
+            sweep.inherit(shard[:saved], *([] if inherited is None else [inherited]))
         turns = ((candidate_precision(config.precision), _into(miners)),)
-        remaining = shard[shard >= done]
-        saved = seen = len(shard) - len(remaining)
         # All layers of a block of images are done before the next block, so that a saved state
         # covers the same images in every layer.
         for block in remaining.split(checkpoint_every if apart else max(1, len(remaining))):

@@ -43,6 +43,12 @@ class Sweep:
     def __post_init__(self) -> None:
         self._read = torch.zeros(len(self.source), dtype=torch.bool)
 
+    def inherit(self, *covered: Tensor) -> None:
+        """Take images (int64 ids) as read by an earlier process, but for those it skipped."""
+        for images in covered:
+            self._read[images] = True
+        self._read[torch.tensor([*self.skipped], dtype=torch.int64)] = False
+
     def over(
         self, indices: Tensor, layers: Sequence[str], turns: Sequence[tuple[Precision, Take]]
     ) -> Iterator[int]:
@@ -64,7 +70,7 @@ class Sweep:
         Raises
         ------
         CorruptDataError
-            An image that an earlier sweep read cannot be read any more.
+            An image that an earlier sweep or process read cannot be read any more.
         """
         if not len(indices):
             return

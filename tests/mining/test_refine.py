@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from psi_engine.config import MineConfig
+from psi_engine.data import CorruptImage, ImageSource, open_source
+from psi_engine.errors import CorruptDataError
 from psi_engine.mining import Miner, mine, refine, stream
 from psi_engine.types import LayerSites
 from tests.mining.test_miner import assert_same
@@ -157,6 +161,39 @@ def test_what_was_saved_of_other_images_is_refined_anew() -> None:
         **options,
     )  # fmt: skip
     assert_same_extremes(found["relu"], mine(Tied(), data, ["relu"], config("fp32"))["relu"])
+
+
+@pytest.mark.parametrize("inherits", [False, True])
+@pytest.mark.usefixtures("few_compared")
+def test_images_gone_since_a_kill_are_refused(inherits: bool) -> None:
+    """Skipped in the refinement, they would count in the statistics and be lost as extremes."""
+
+    def source(*broken: int) -> ImageSource:
+        opened = open_source(TensorDataset(images(150)))
+        item = opened.item
+
+        def read(index: int) -> Any:
+            if index in broken:
+                raise CorruptImage("gone")
+            return item(index)
+
+        opened.item = read
+        return opened
+
+    saved, options = [], {"config": config(), "checkpoint_every": 32}
+    whole = mine(Wide(), source(3), ["a"], checkpoint=kept_in(saved), **options)["a"]
+    best = int(whole.top.image_ids[0, 0])
+    state = [x for x in saved if "refining:facts" not in x][-1]
+    done = int(state["position"])
+    assert best < done < 150
+    if inherits:  # as a rank that goes on from another's part
+        options |= {"indices": torch.arange(done, 150), "inherited": torch.arange(done)}
+        state["position"] = torch.tensor(0)
+    for broken in ((3, best), (best,)):
+        with pytest.raises(CorruptDataError, match=f"no longer is; got {best}: gone; restore"):
+            mine(Wide(), source(*broken), ["a"], state=state, **options)
+    again = mine(Wide(), source(3), ["a"], state=state, **options)["a"]
+    assert_same(again, whole)  # what was skipped before is no reason to stop
 
 
 @pytest.mark.usefixtures("few_compared")
