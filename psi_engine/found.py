@@ -35,8 +35,14 @@ class Found:
 
     @property
     def identity(self) -> dict[str, str]:
-        """Entry of the run's identity: a folder holds the sites of one import."""
-        return {"sites": f"{self.origin['tool']} {self.origin['fingerprint']}"}
+        """Entry of the run's identity: a folder holds the sites of one import.
+
+        The files alone do not tell the sites: the same positions lie elsewhere in another grid,
+        and count as whole images without a side of patches.
+        """
+        shapes = {name: (s.shape.kind, s.shape.grid) for name, s in self.mined.items()}
+        of = artifacts.fingerprint(self.origin["fingerprint"], shapes)
+        return {"sites": f"{self.origin['tool']} {of}"}
 
 
 def write_mine_stage(folder: artifacts.RunFolder, key: str, found: Found) -> None:

@@ -61,6 +61,13 @@ def read(paths: Sequence[Path], options: ReadOptions) -> Contents:
     activations: dict[str, Tensor] = {}
     for path in layers:
         name = options.layer if options.layer and len(layers) == 1 else _layer(path, layers)
+        if name in activations:
+            raise InputError(
+                "two files hold activations of one layer",
+                got=f"{path.name}, twice",
+                expected="one file a layer",
+                fix="give each file once",
+            )
         activations[name] = tensors[path]
         require_finite(path, tensors[path], "activations")
         _require_rows(path, tensors[path], images, tensors[images])

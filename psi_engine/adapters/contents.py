@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -43,10 +43,16 @@ class TopExamples:
     stats : ActivationStats, optional
         Over every site of every image, where the file tells.
 
+    Attributes
+    ----------
+    order : Tensor, int64 (channels, k)
+        Which column of the given rows each sorted one was: what else the file lists per slot is
+        gathered by it.
+
     Raises
     ------
     InputError
-        Shapes that do not fit, fewer than 4 slots, ids below −1, an image twice in a channel,
+        A name of the layer that leads out of a folder, shapes that do not fit, fewer than 4 slots, ids below −1, an image twice in a channel,
         values that are not finite, positions outside the grid.
     """
 
@@ -57,8 +63,10 @@ class TopExamples:
     grid: tuple[int, int] | None = None
     channels: Tensor | None = None
     stats: ActivationStats | None = None
+    order: Tensor = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        require_safe(self.layer)
         ids = self.image_ids
         where = f"the examples of {self.layer}"
         if ids.ndim != 2 or ids.shape[1] < _LEAST or not len(ids):
@@ -121,6 +129,7 @@ class TopExamples:
         else:
             keys = torch.where(self.image_ids < 0, torch.inf, -self.values.to(torch.float32))
         order = torch.sort(keys, dim=1, stable=True).indices
+        object.__setattr__(self, "order", order)
         for name in ("image_ids", "values", "positions"):
             if (part := getattr(self, name)) is not None:
                 object.__setattr__(self, name, part.gather(1, order))
@@ -185,10 +194,16 @@ class Contents:
     """What a tool's files hold.
 
     examples : top images, a layer each. embedded : embeddings of top examples by layer, floating
-    (channels, k, dim). activations : pooled activations of every image by layer, float32
+    (channels, k, dim), in the order of the examples. activations : pooled activations of every image by layer, float32
     (images, channels). image_embeddings : float32 (images, dim), of every image.
     text_embeddings : float32 (concepts, dim), with their names in ``concepts``. exemplars :
-    pictures by layer. descriptions : names of units. notes : what a reader must know.
+    pictures by layer. descriptions : names of units. images : in the data set, where
+    that is known. notes : what a reader must know.
+
+    Raises
+    ------
+    InputError
+        Two sets of examples of one layer, or a layer's name that leads out of a folder.
     """
 
     examples: tuple[TopExamples, ...] = ()
@@ -201,7 +216,20 @@ class Contents:
     descriptions: tuple[Description, ...] = ()
     encoder: str | None = None
     """Name of what embedded, where it is known."""
+    images: int | None = None
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [part.layer for part in self.examples]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise InputError(
+                "two sets of examples are of one layer",
+                got=twice[0],
+                expected="one collection a layer",
+                fix="give the files of one collection",
+            )
+        for name in (*self.layers, *(row.layer for row in self.descriptions)):
+            require_safe(name)
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -243,15 +271,54 @@ class ReadOptions:
     layer: str | None = None
 
 
-def new_files(folder: Path, names: list[str]) -> list[Path]:
-    """Return the paths of files to write; refuse to overwrite any.
+def require_safe(layer: str) -> None:
+    """Raise where a layer's name, which may come from a file, would lead out of a folder."""
+    ways = PurePosixPath(layer), PureWindowsPath(layer)
+    if "\0" in layer or any(way.anchor or ".." in way.parts for way in ways):
+        raise InputError(
+            "a layer's name leads out of the folder",
+            got=repr(layer),
+            expected="a name without .., a leading / or NUL",
+            fix="rename the layer in the file; do not use files whose origin you do not trust",
+        )
+
+
+def file_stem(layer: str) -> str:
+    """Return a layer's name, which is to be part of a file's name.
 
     Raises
     ------
     InputError
-        One of them is there.
+        It holds a slash or backslash: a tool would not find the file again.
+    """
+    require_safe(layer)
+    if "/" in layer or "\\" in layer:
+        raise InputError(
+            "the layer's name cannot be part of a file's name",
+            got=repr(layer),
+            expected="a name without slashes",
+            fix="rename the layer, or leave it out with --layer",
+        )
+    return layer
+
+
+def new_files(folder: Path, names: list[str]) -> list[Path]:
+    """Return the paths of files to write, all in the folder; refuse to overwrite any.
+
+    Raises
+    ------
+    InputError
+        One of them is there, or would be outside of the folder.
     """
     paths = [folder / name for name in names]
+    home = folder.resolve()
+    if outside := [name for name in names if not (folder / name).resolve().is_relative_to(home)]:
+        raise InputError(
+            "a file would be written outside of the folder",
+            got=repr(outside[0]),
+            expected=f"a place in {folder}",
+            fix="rename the layer, and remove links that lead out of the folder",
+        )
     if there := [str(path) for path in paths if path.exists()]:
         raise InputError(
             "a file would be overwritten",

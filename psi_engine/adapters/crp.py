@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from psi_engine.adapters.contents import Contents, ReadOptions, TopExamples, new_files
+from psi_engine.adapters.contents import Contents, ReadOptions, TopExamples, file_stem, new_files
 from psi_engine.adapters.safe_files import read_npy, write_npy
 from psi_engine.adapters.subset import read_channels, write_channels
 from psi_engine.errors import InputError
@@ -108,7 +108,8 @@ def write(contents: Contents, folder: Path) -> list[Path]:
                 fix="write fewer examples per channel with --top-k",
             )
     target = folder / FOLDER
-    names = [f"{p.layer}_{x}.npy" for p in contents.examples for x in ("data", "rel", "rf")]
+    stems = [file_stem(part.layer) for part in contents.examples]
+    names = [f"{stem}_{x}.npy" for stem in stems for x in ("data", "rel", "rf")]
     paths = new_files(target, names)
     for part, start in zip(contents.examples, range(0, len(paths), 3), strict=True):
         assert part.values is not None

@@ -36,6 +36,7 @@ from psi_engine.adapters.contents import (
     Exemplars,
     ReadOptions,
     TopExamples,
+    file_stem,
     new_files,
 )
 from psi_engine.adapters.safe_files import read_csv, read_npy, write_csv
@@ -142,7 +143,7 @@ def write(contents: Contents, folder: Path) -> list[Path]:
                 fix="write fewer exemplars per channel with --top-k",
             )
     written = new_files(
-        folder, [f"{layer}/{name}" for layer in contents.exemplars for name in _FILES]
+        folder, [f"{file_stem(layer)}/{name}" for layer in contents.exemplars for name in _FILES]
     )
     for layer, pictures in contents.exemplars.items():
         part, home = known[layer], folder / layer

@@ -67,6 +67,7 @@ def from_run(
         },
         descriptions=_descriptions(stored.run, [layer.name for layer in chosen]),
         encoder=stored.run.manifest["encoder"]["name"],
+        images=max(layer.sites.images for layer in chosen),
     )
 
 

@@ -6,8 +6,13 @@ import torch
 from torch import Tensor
 
 from psi_engine import artifacts
-from psi_engine.adapters.contents import Contents
-from psi_engine.adapters.pictures import as_patches, as_pictures
+from psi_engine.adapters.contents import Contents, TopExamples
+from psi_engine.adapters.pictures import (
+    ExemplarPictures,
+    NumberedPatches,
+    as_patches,
+    as_pictures,
+)
 from psi_engine.data import ImageSource
 from psi_engine.errors import InputError
 from psi_engine.standins import IMPORTED, GivenEmbeddings, NumberedImages
@@ -110,8 +115,40 @@ def given_embeddings(contents: Contents) -> tuple[Tensor, Tensor]:
     return ids, rows
 
 
+def known_images(
+    contents: Contents, part: TopExamples, source: ImageSource, embeds: bool
+) -> Tensor | None:
+    """The images that a layer's pool can hold, int64 (n,) ascending; None = all.
+
+    Parameters
+    ----------
+    contents : Contents
+    part : TopExamples
+        Of the layer.
+    source : ImageSource
+        The images of the run.
+    embeds : bool
+        Whether an encoder embeds the images; else embeddings of the files stand in.
+    """
+    if isinstance(source, NumberedPatches | ExemplarPictures):
+        return part.image_ids[part.image_ids >= 0].unique()  # the layer's own
+    if embeds or contents.image_embeddings is not None or not contents.embedded:
+        return None
+    return given_ids(contents)
+
+
+def pool_notes(contents: Contents, source: ImageSource, embeds: bool) -> list[str]:
+    """Say where the pool, against which channels are tested, is not drawn from all images."""
+    if any(known_images(contents, part, source, embeds) is not None for part in contents.examples):
+        return [
+            "the pool is the examples themselves: the files hold no other images, so that nulls "
+            "are of what excites some channel, not of the data set"
+        ]
+    return []
+
+
 def place_notes(contents: Contents, mined: Mined) -> list[str]:
-    """Say where positions or activations of the files are not used or not there."""
+    """Say where positions or activations are not used, not there, or taken on trust."""
     notes = []
     for part in contents.examples:
         if part.layer in contents.activations:
@@ -121,6 +158,12 @@ def place_notes(contents: Contents, mined: Mined) -> list[str]:
             notes.append(
                 f"positions of {part.layer} are not used, each patch is a whole image: give "
                 "--model, or --grid and --patch PIXELS"
+            )
+        if part.positions is not None and part.grid is None and not flat:
+            rows, columns = mined[part.layer].shape.grid
+            notes.append(
+                f"positions of {part.layer} are taken to count through the model's map, "
+                f"{rows} × {columns}: give --grid to have this checked"
             )
         if part.values is None:
             notes.append(f"{part.layer} has no activations, only ids in order")

@@ -28,9 +28,10 @@ from psi_engine.adapters.given import (
     content_fingerprint,
     given_embeddings,
     given_encoder,
-    given_ids,
+    known_images,
     own_images,
     place_notes,
+    pool_notes,
 )
 from psi_engine.adapters.mined import (
     grid_field,
@@ -159,7 +160,9 @@ def _from_contents(
     seen = _seen(contents, origin, source, config, progress)
     side = seen.model.preprocess.image_size
     mined = Mined({name: _sites(contents, name, seen, config) for name in seen.layers})
+    embeds = config.encoder != IMPORTED
     notes = (*contents.notes, *place_notes(contents, mined))
+    notes += tuple(pool_notes(contents, seen.source, embeds))
     fields = None
     if config.model == IMPORTED:
         fields = {
@@ -227,10 +230,13 @@ def _score_embedded(
 def _require_images(contents: Contents, source: ImageSource) -> None:
     for part in contents.examples:
         part.require_inside(len(source))
-    for name, values in contents.activations.items():
+    tables = {f"activations of {name}": rows for name, rows in contents.activations.items()}
+    if contents.image_embeddings is not None:
+        tables["image embeddings"] = contents.image_embeddings
+    for name, values in tables.items():
         if len(values) != len(source):
             raise InputError(
-                f"the activations of {name} are not of these images",
+                f"the {name} are not of these images",
                 got=f"{len(values)} rows for {len(source)} images",
                 expected="one row an image",
                 fix="give the --data that the tool used, without --max-images",
@@ -321,6 +327,13 @@ def _require_fit(contents: Contents, name: str, seen: ImageInputs) -> None:
             fix="give the --model that the tool looked at",
         )
     if rows is None and part.positions is not None and shape.kind != "tokens":
+        if part.grid is not None and tuple(part.grid) != tuple(shape.grid):
+            raise InputError(
+                f"the files and the model have other maps of {name}",
+                got=f"{part.grid[0]} × {part.grid[1]} in the files or by --grid",
+                expected=f"{shape.grid[0]} × {shape.grid[1]}, as the model",
+                fix="give the --image-size that the tool used",
+            )
         most = shape.grid[0] * shape.grid[1]
         if bool((part.positions >= most).any()):
             raise InputError(
@@ -342,11 +355,7 @@ def _sites(contents: Contents, name: str, seen: ImageInputs, config: RunConfig) 
         return layer_of_examples(part, shape if placed else whole, images, config.mine)
     if part.positions is not None and part.grid and isinstance(config.patches.patch, int):
         whole = ActivationShape("map", shape.channels, part.grid)
-    known = None
-    if isinstance(seen.source, NumberedImages | ExemplarPictures):
-        known = part.image_ids[part.image_ids >= 0].unique()  # the layer's own
-    elif contents.embedded and config.encoder == IMPORTED:
-        known = given_ids(contents)
+    known = known_images(contents, part, seen.source, config.encoder != IMPORTED)
     return layer_of_examples(part, whole, images, config.mine, known)
 
 

@@ -80,7 +80,11 @@ def as_pictures(contents: Contents) -> tuple[Contents, ExemplarPictures]:
     return _renumbered(contents), ExemplarPictures(contents.exemplars)
 
 
-def as_patches(contents: Contents) -> tuple[Contents, NumberedImages]:
+class NumberedPatches(NumberedImages):
+    """Embedded examples, each an image of its own; no other image of the data set is known."""
+
+
+def as_patches(contents: Contents) -> tuple[Contents, NumberedPatches]:
     """Number embedded examples anew: one image has an embedding for each of its patches.
 
     Raises
@@ -105,7 +109,7 @@ def as_patches(contents: Contents) -> tuple[Contents, NumberedImages]:
     ]
     flat = torch.cat([x.flatten(0, 1) for x in rows])
     numbered = replace(_renumbered(replace(contents, examples=tuple(parts))), embedded={})
-    return replace(numbered, image_embeddings=flat), NumberedImages(keys)
+    return replace(numbered, image_embeddings=flat), NumberedPatches(keys)
 
 
 def _renumbered(contents: Contents) -> Contents:

@@ -7,7 +7,9 @@ an embeddings ``.pt``       (images, dim) of all images by another encoder, for 
 ==========================  =================================================================
 
 Layout as the project's scripts write and read it: in the folder of parts every ``.pt`` and
-``.pth`` whose name does not begin with ``all`` is one.
+``.pth`` whose name does not begin with ``all`` is one to them. Here a part's name must end in
+``_part{n}``; whatever else is in the folder is not read, and is listed in the notes. The list names
+no layer: without parts beside it the layer is the folder's name, or ``--layer``.
 
 >>> from psi_engine import adapters
 >>> contents = adapters.read("sae-for-vlm", "activations_dir", "embeddings.pt")
@@ -28,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from psi_engine.adapters.contents import Contents, ReadOptions, TopExamples, new_files
+from psi_engine.adapters.contents import Contents, ReadOptions, TopExamples, file_stem, new_files
 from psi_engine.adapters.safe_files import (
     read_npy,
     read_pt,
@@ -50,7 +52,7 @@ _BATCH = 4096
 def read(paths: Sequence[Path], options: ReadOptions) -> Contents:
     """Read folders of parts and top images, and image embeddings where a ``.pt`` is named.
 
-    Top images are taken from the activations where both are there, and must agree with them.
+    Of a folder only parts and lists are read; the notes name the others. Top images are taken from the activations where both are there, and must agree with them.
 
     Raises
     ------
@@ -90,7 +92,7 @@ def read(paths: Sequence[Path], options: ReadOptions) -> Contents:
         examples=tuple(examples),
         activations={} if activations is None else {layer: activations},
         image_embeddings=embeddings,
-        notes=("one activation an image: each patch is a whole image",),
+        notes=("one activation an image: each patch is a whole image", *_left_out(paths, files)),
     )
 
 
@@ -99,6 +101,13 @@ def _files(path: Path) -> list[Path]:
         return [path]
     named = [p for p in sorted(path.iterdir()) if p.is_file() and not p.name.startswith("all")]
     return [p for p in named if _PART.search(p.name) or p.name.startswith("hai_indices_")]
+
+
+def _left_out(paths: Sequence[Path], files: Sequence[Path]) -> list[str]:
+    """Name the tensors and arrays of the folders that are neither part nor list."""
+    inside = [p for path in paths if path.is_dir() for p in sorted(path.iterdir())]
+    other = [p.name for p in inside if p.suffix in (".pt", ".pth", ".npy") and p not in files]
+    return [f"in the folder but not read: {', '.join(other)}"] if other else []
 
 
 def _number(path: Path) -> int:
@@ -221,7 +230,7 @@ def write(contents: Contents, folder: Path) -> list[Path]:
         )
     rows = contents.activations.get(layer)
     cut = [] if rows is None else list(rows.split(_PART_ROWS))
-    names = [f"data_all_activations_{layer}_part{n}.pt" for n in range(1, len(cut) + 1)]
+    names = [f"data_all_activations_{file_stem(layer)}_part{n}.pt" for n in range(1, len(cut) + 1)]
     lists = [f"hai_indices_{part.image_ids.shape[1]}.npy" for part in examples]
     beside = ["all_embeddings.pt"] if contents.image_embeddings is not None else []
     if not names and not lists:

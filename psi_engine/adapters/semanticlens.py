@@ -30,7 +30,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from psi_engine.adapters.contents import Contents, ReadOptions, TopExamples, new_files
+from psi_engine.adapters.contents import Contents, ReadOptions, TopExamples, file_stem, new_files
 from psi_engine.adapters.safe_files import read_safetensors
 from psi_engine.adapters.subset import read_channels, write_channels
 from psi_engine.artifacts import write_tensors
@@ -49,7 +49,8 @@ def read(paths: Sequence[Path], options: ReadOptions) -> Contents:
     Raises
     ------
     InputError
-        A file is broken, holds something else, or ids of −1 that were not to be left out.
+        A file is broken, holds something else, or ids of −1 that were not to be left out; two
+        caches or databases of one layer; a name given to several layers.
     """
     examples: list[TopExamples] = []
     embedded: dict[str, Tensor] = {}
@@ -61,6 +62,7 @@ def read(paths: Sequence[Path], options: ReadOptions) -> Contents:
             examples.append(part)
             missing += [f"{count} slots of {part.layer} without an image left out"] * (count > 0)
         elif tensors and all(x.ndim == 3 and x.is_floating_point() for x in tensors.values()):
+            _require_new(path, tensors, embedded)
             embedded |= {name: x.to(torch.float32) for name, x in tensors.items()}
         else:
             held = ", ".join(f"{name} {tuple(x.shape)}" for name, x in tensors.items())
@@ -69,7 +71,13 @@ def read(paths: Sequence[Path], options: ReadOptions) -> Contents:
                 got=held or "no tensors",
                 expected="activations and sample_ids, or (channels, K, dim) tensors",
             )
+    if options.layer is not None:
+        embedded = _renamed(options.layer, examples, embedded)
     _require_fit(examples, embedded)
+    for part in examples:
+        if (rows := embedded.get(part.layer)) is not None:  # a database lists as its cache does
+            order = part.order[:, :, None].expand_as(rows)
+            embedded[part.layer] = rows.gather(1, order)
     return Contents(
         examples=tuple(examples), embedded=embedded, notes=(*_notes(examples), *missing)
     )
@@ -110,6 +118,30 @@ def _examples(
     channels = read_channels(path.parent, layer, len(ids))
     part = TopExamples(layer, ids.clamp(min=-1), values.to(torch.float32), channels=channels)
     return part, int(empty.sum())
+
+
+def _require_new(path: Path, tensors: dict[str, Tensor], embedded: dict[str, Tensor]) -> None:
+    if twice := sorted(tensors.keys() & embedded.keys()):
+        raise InputError(
+            "two concept databases hold one layer",
+            got=f"{twice[0]} in {path.name} and another",
+            expected="one database a layer",
+            fix="name the database that is meant",
+        )
+
+
+def _renamed(
+    layer: str, examples: Sequence[TopExamples], embedded: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """The database under the name that was given to its cache; a name is for one layer only."""
+    if len(examples) > 1 or len(embedded) > 1:
+        raise InputError(
+            "one name was given for several layers",
+            got=f"--layer {layer} for {max(len(examples), len(embedded))} layers",
+            expected="the files of one layer",
+            fix="leave --layer out, or name one cache and its database",
+        )
+    return {layer: rows for rows in embedded.values()}
 
 
 def _require_fit(examples: Sequence[TopExamples], embedded: dict[str, Tensor]) -> None:
@@ -182,7 +214,7 @@ def _aggregator(part: TopExamples) -> str:
 
 
 def _cache_name(part: TopExamples) -> str:
-    return f"{_aggregator(part)}-{part.image_ids.shape[1]}-{part.layer}.safetensors"
+    return f"{_aggregator(part)}-{part.image_ids.shape[1]}-{file_stem(part.layer)}.safetensors"
 
 
 def _database_name(contents: Contents) -> str:
@@ -190,7 +222,7 @@ def _database_name(contents: Contents) -> str:
     first = contents.examples[0]
     layers = [part.layer for part in contents.examples]
     name = f"concept_db-{_aggregator(first)}-{first.image_ids.shape[1]}-{layers}.safetensors"
-    if len(name.encode()) > _LONGEST or any("/" in layer for layer in layers):
+    if len(name.encode()) > _LONGEST:
         name = "concept_db.safetensors"
     encoder = (contents.encoder or "encoder").replace("/", "-")
     return f"concept_database/{encoder}/{name}"
