@@ -173,10 +173,13 @@ def _name(value: Any) -> Any:
 
 
 class Results:
-    """Rows of one benchmark, printed as they come and written as ``NAME.csv`` and ``NAME.json``."""
+    """Rows of one benchmark, printed as they come and written as ``NAME.csv`` and ``NAME.json``.
 
-    def __init__(self, name: str, settings: Mapping[str, Any]) -> None:
-        self.name = name
+    With ``keep`` both files are written again after every row: what is cut short keeps its rows.
+    """
+
+    def __init__(self, name: str, settings: Mapping[str, Any], keep: Path | None = None) -> None:
+        self.name, self._keep = name, keep
         # a file by its name alone: folders differ between machines and show nothing
         shown = {key: _name(value) for key, value in settings.items() if key != "out"}
         self.facts = {"benchmark": name, "settings": shown, **machine()}
@@ -193,9 +196,15 @@ class Results:
             else:
                 flat[name] = value
         self.rows.append(flat)
+        if self._keep:
+            self._save(self._keep)
 
     def write(self, out: Path) -> None:
         """Write both files into a folder; the csv has every column that any row has."""
+        self._save(out)
+        print(f"{self.name}: {self.facts['wall_seconds']} s, written to {out}")
+
+    def _save(self, out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
         self.facts["wall_seconds"] = round(time.perf_counter() - self._started, 1)
         columns = list(dict.fromkeys(column for row in self.rows for column in row))
@@ -206,7 +215,6 @@ class Results:
                 writer.writerow({name: _rounded(value) for name, value in row.items()})
         text = json.dumps({"facts": self.facts, "rows": self.rows}, indent=1, ensure_ascii=False)
         (out / f"{self.name}.json").write_text(text + "\n", encoding="utf-8")
-        print(f"{self.name}: {self.facts['wall_seconds']} s, written to {out}")
 
 
 def _shown(value: Any) -> str:

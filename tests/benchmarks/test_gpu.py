@@ -12,12 +12,14 @@ SMALL += ["--replicates", "3"]
 
 
 def test_operations_are_compared_and_written(tmp_path):
-    gpu.main([*SMALL, "--parts", "ops", "--out", str(tmp_path)])
+    results = gpu.main([*SMALL, "--parts", "ops", "mining", "--out", str(tmp_path)])
+    assert not any(row.get("failed") for row in results.rows)
     with (tmp_path / "gpu.csv").open() as file:
         rows = list(csv.DictReader(file))
     timed = {(row["what"], row["backend"]) for row in rows if row["seconds_p50"]}
     for name in ("silhouette", "separability", "Q, M = 3", "S, M = 3"):
         assert {(name, "numba"), (name, "torch")} <= timed
+    assert {row["what"] for row in rows} >= {"top-K, all images", "mining all images"}
     assert all(float(row["floor"]) > 0 for row in rows if row["floor"])
 
 
@@ -29,15 +31,35 @@ def test_a_run_on_generated_images():
     assert row["score"] > 0
 
 
-def test_a_kernel_that_differs_stops_the_check(monkeypatch):
+@pytest.mark.parametrize("wrong", [1e-4, float("nan")])
+def test_a_kernel_that_differs_becomes_a_row_and_the_rest_goes_on(tmp_path, monkeypatch, wrong):
     honest = gpu.silhouette
 
-    def wrong(grams, labels, backend):
-        return honest(grams, labels, backend=backend) + 1e-4 * (backend == "numba")
+    def other(grams, labels, backend):
+        return honest(grams, labels, backend=backend) + (wrong if backend == "numba" else 0.0)
 
-    monkeypatch.setattr(gpu, "silhouette", wrong)
-    with pytest.raises(SystemExit, match="silhouette: the kernel differs"):
-        gpu.main([*SMALL, "--parts", "ops"])
+    monkeypatch.setattr(gpu, "silhouette", other)
+    results = gpu.main([*SMALL, "--parts", "ops", "--out", str(tmp_path)])
+    assert [row["what"] for row in results.rows if row.get("failed")] == ["silhouette"]
+    assert results.rows[-1]["what"] == "S, M = 3"
+    assert len((tmp_path / "gpu.csv").read_text().splitlines()) == len(results.rows) + 1
+
+
+def test_a_part_that_breaks_becomes_a_row(tmp_path, monkeypatch):
+    def broken(results, options):
+        results.add(what="before")
+        raise ValueError("out of luck")
+
+    monkeypatch.setattr(gpu, "scores", broken)
+    results = gpu.main([*SMALL, "--parts", "score", "--out", str(tmp_path)])
+    assert results.rows[-1] == {"what": "score", "failed": "ValueError: out of luck"}
+    assert "before" in (tmp_path / "gpu.csv").read_text()
+
+
+def test_what_is_missing_is_told_before_anything(monkeypatch):
+    monkeypatch.setattr(gpu, "NEEDED", ("numpy", "no_such_package"))
+    with pytest.raises(SystemExit, match="not installed: no_such_package"):
+        gpu.main(SMALL)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure")
