@@ -135,7 +135,8 @@ def tests(results: Results, options: argparse.Namespace) -> None:
     print("\n".join(lines[-30:]), flush=True)
     results.add(
         what="tests marked gpu", exit=code, result=lines[-1] if lines else "",
-        seconds=time.perf_counter() - started, failed="; ".join(wrong)[:2000] or (f"exit {code}" if code else None),
+        seconds=time.perf_counter() - started,
+        failed="; ".join(wrong)[:2000] or (f"exit {code}" if code else None),
     )  # fmt: skip
 
 
