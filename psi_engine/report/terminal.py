@@ -120,6 +120,8 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
         counts = (str(row[name]) for name in ("channels", *VERDICTS))
         layers.add_row(row["layer"], *counts, _number(row["median_log_psi"]))
     console.print(layers)
+    if len(summary["layers"]) > 1:
+        console.print("The false discovery rate is controlled within each layer.")
     top = _table("channel", "PSI", "Ŝ", "Q̂", "D̂", "p adj", "k̂")
     top.add_column("verdict")
     top.add_column("clusters")

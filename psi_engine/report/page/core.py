@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -75,14 +75,43 @@ def add_clusters(columns: dict[str, Any], clusters: list[list[dict[str, Any]]]) 
     return list(names)
 
 
-def run_facts(run: Run, table: pa.Table) -> dict[str, Any]:
+def used_nulls(score: Mapping[str, Any], nulls: pa.Table | None) -> dict[str, list[words.Used]]:
+    """The nulls each component was held against, the one of most channels first.
+
+    Parameters
+    ----------
+    score : Mapping
+        The settings of the scorer: what was asked for. Taken where nothing is recorded.
+    nulls : pyarrow.Table, optional
+        ``nulls.parquet``: what was used. It differs where a null could not be had, and some
+        draw more than the replicates asked for.
+    """
+    found: dict[str, list[words.Used]] = {}
+    if nulls is not None:
+        groups = nulls.group_by(["component", "null", "replicates"]).aggregate([([], "count_all")])
+        order = [("count_all", "descending"), ("null", "ascending"), ("replicates", "ascending")]
+        for row in groups.sort_by(order).to_pylist():
+            used = words.Used(row["null"], row["replicates"])
+            found.setdefault(row["component"], []).append(used)
+    asked = {x: [words.Used(score[f"{x}_null"], score["replicates"])] for x in COMPONENTS}
+    return asked | found
+
+
+def run_facts(run: Run, table: pa.Table, nulls: pa.Table | None) -> dict[str, Any]:
     """What was run, with what, and what a reader must know to read it.
+
+    Parameters
+    ----------
+    run : Run
+    table : pyarrow.Table
+        ``channels.parquet``.
+    nulls : pyarrow.Table, optional
+        ``nulls.parquet``; None in older runs, of which it is said.
 
     Returns
     -------
     dict
-        ``title``, ``facts`` (label and text), ``notes``, ``alpha``, ``replicates``, ``adjust``,
-        ``components``, ``peers``, ``verdicts``, ``layers``.
+        ``title``, ``facts`` (label and text), ``notes``, ``alpha``, ``adjust``, ``components``, ``peers``, ``verdicts``, ``layers``.
     """
     manifest = run.manifest
     config = manifest["config"]
@@ -95,14 +124,16 @@ def run_facts(run: Run, table: pa.Table) -> dict[str, Any]:
     if absent:
         said = " and ".join(absent)
         told.insert(0, f"{said} not available in this run: PSI is made of what there is")
+    if nulls is None:
+        told.append("which nulls were used was not kept: named are those that were asked for")
+    used = used_nulls(score, nulls)
     return {
         "title": title,
-        "facts": _facts(manifest, config, score),
+        "facts": _facts(manifest, config, score, used),
         "notes": told,
         "alpha": score["alpha"],
-        "replicates": score["replicates"],
         "adjust": score["adjust"],
-        "components": words.components(present, score),
+        "components": words.components(present, score, used),
         "peers": [
             {"key": key, "name": name, "read": read}
             for key, (name, read) in words.PEERS.items()
@@ -114,7 +145,10 @@ def run_facts(run: Run, table: pa.Table) -> dict[str, Any]:
 
 
 def _facts(
-    manifest: Mapping[str, Any], config: Mapping[str, Any], score: Mapping[str, Any]
+    manifest: Mapping[str, Any],
+    config: Mapping[str, Any],
+    score: Mapping[str, Any],
+    used: Mapping[str, Sequence[words.Used]],
 ) -> list[tuple[str, str]]:
     stages, identity = manifest["stages"], manifest["identity"]
     facts: list[tuple[str, Any]] = []
@@ -130,7 +164,7 @@ def _facts(
             ("Mining", f"{config['mine']['precision']}, sites {config['mine']['sites']}"),
         ]
     facts += [
-        ("Nulls", _nulls(score)),
+        ("Nulls", _nulls(score, used)),
         ("Clusters", f"k = {score['k_min']}…{score['k_max']}, {score['solver']}, "
                      f"{score['restarts']} seedings"),
         ("Machine", ", ".join(filter(None, [
@@ -150,9 +184,17 @@ def _of(weights: str | None) -> str:
     return "" if weights is None else f", weights {weights}"
 
 
-def _nulls(score: Mapping[str, Any]) -> str:
-    each = ", ".join(f"{x.upper()} {score[f'{x}_null']}" for x in COMPONENTS)
-    return f"{each}; {score['replicates']:,} draws each; D is {score['d_measure']}"
+def _nulls(score: Mapping[str, Any], used: Mapping[str, Sequence[words.Used]]) -> str:
+    each = [
+        f"{x.upper()} " + " or ".join(f"{null} ({draws:,} draws)" for null, draws in used[x])
+        + _instead(score[f"{x}_null"], used[x])
+        for x in COMPONENTS
+    ]  # fmt: skip
+    return f"{', '.join(each)}; D is {score['d_measure']}"
+
+
+def _instead(asked: str, used: Sequence[words.Used]) -> str:
+    return "" if any(each.null == asked for each in used) else f" instead of {asked}"
 
 
 def _patches(config: Mapping[str, Any], fields: Mapping[str, Any]) -> str:

@@ -28,10 +28,14 @@ def _real(table: pa.Table, name: str) -> bool:
 def script(name: str, value: Any) -> str:
     """A script that hands a value to the page under a name.
 
-    JSON is JavaScript; only the two line separators that old engines refuse are escaped, and
-    ``<`` too, so that nothing looks like markup wherever the text ends up.
+    JSON is JavaScript. Everything beyond ASCII is escaped: file names may hold bytes that are no
+    text, and no encoding is to be guessed. ``<`` is escaped too, so that nothing looks like
+    markup wherever the text ends up.
     """
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    for sign in "<\u2028\u2029":
-        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     return f'PSI.receive("{name}",{text});\n'
+
+
+def printable(text: str) -> str:
+    """The text with bytes of file names that are no text written as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -136,9 +136,11 @@ def _read(
     """Cut every patch and shrink every image; unreadable images with reasons, sizes of files."""
     order = np.argsort(patches.image, kind="stable")
     images, starts = np.unique(patches.image[order], return_index=True)
-    members = dict(zip(images.tolist(), np.split(order, starts[1:]), strict=True))
     skipped: dict[int, str] = {}
     sizes: dict[int, int] = {}
+    if not len(images):
+        return skipped, sizes  # no channel has patches
+    members = dict(zip(images.tolist(), np.split(order, starts[1:]), strict=True))
     for batch in batches(
         pictures.source,
         pictures.preprocess,

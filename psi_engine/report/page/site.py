@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -16,12 +13,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from psi_engine.artifacts import Run, fingerprint, full_disk_told, write_json
-from psi_engine.errors import RunFolderError
+from psi_engine import __version__
+from psi_engine.artifacts import Run, fingerprint
 from psi_engine.report.page import core, details, evidence
 from psi_engine.report.page.layout import lay_out
-from psi_engine.report.page.numbers import rounded, script
+from psi_engine.report.page.numbers import printable, rounded, script
 from psi_engine.report.page.pictures import COLUMNS, Drawn, Pictures, draw
+from psi_engine.report.page.place import (
+    read_record,
+    refuse_fixed,
+    refuse_foreign,
+    replacing,
+    write_record,
+)
 from psi_engine.report.page.sites import Sites, group_clusters, order_sites
 from psi_engine.report.parts import finished_parts
 from psi_engine.types import VERDICTS, Progress
@@ -29,7 +33,6 @@ from psi_engine.types import VERDICTS, Progress
 MAX_SIZE = 150
 """Megabytes a report may take by default; pictures are left out, with a note, to stay below."""
 
-RECORD = "report.json"
 INDEX = "index.html"
 
 SCRIPTS = (
@@ -42,7 +45,8 @@ STYLES = ("style.css", "views.css", "print.css")
 
 _PICTURES_SHARE = 0.9
 # Of the bound, for pictures; the rest is for tables and figures.
-_ASSETS = resources.files("psi_engine.report.page") / "assets"
+_PAGE = resources.files("psi_engine.report.page")
+_ASSETS = _PAGE / "assets"
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,11 @@ def report_key(run: Run, max_size: int) -> str:
     files = [run.path / f"{name}.parquet" for name in tables]
     there = [(path.name, path.stat().st_size) for path in files if path.is_file()]
     parts = [(r["part"], r["key"], r["current"]) for r in _records(run)]
-    assets = [(entry.name, entry.read_text(encoding="utf-8")) for entry in _asset_files()]
-    return fingerprint("report", stages, there, parts, assets, max_size)
+    page = [
+        (entry.name, entry.read_text(encoding="utf-8"))
+        for entry in (*_asset_files(), *_code_files())
+    ]
+    return fingerprint("report", __version__, stages, there, parts, page, max_size)
 
 
 def held_report(run: Run, out: Path, max_size: int = MAX_SIZE) -> Report | None:
@@ -88,13 +95,15 @@ def held_report(run: Run, out: Path, max_size: int = MAX_SIZE) -> Report | None:
     Raises
     ------
     RunFolderError
-        ``out`` holds something else than a report.
+        ``out`` holds something else than a report, or would be replaced and cannot be renamed.
     """
-    _refuse_foreign(out)
-    record = _record(out)
-    if record is None or record["key"] != report_key(run, max_size):
-        return None
-    return Report(out / INDEX, record["size"], tuple(record["notes"]), kept=True)
+    refuse_foreign(out)
+    record = read_record(out)
+    whole = record is not None and (out / INDEX).is_file()
+    if record is not None and whole and record["key"] == report_key(run, max_size):
+        return Report(out / INDEX, record["size"], tuple(record["notes"]), kept=True)
+    refuse_fixed(out)
+    return None
 
 
 def write_report(
@@ -124,12 +133,11 @@ def write_report(
     Raises
     ------
     RunFolderError
-        ``out`` holds something else than a report, or the run is not finished.
+        ``out`` holds something else than a report or cannot be renamed, or the run is not finished.
     DiskFullError
     """
-    _refuse_foreign(out)
     key = report_key(run, max_size)
-    with _replacing(out) as folder, full_disk_told(out):
+    with replacing(out) as folder:
         notes = _write(folder, run, sources, max_size * 1_000_000, progress)
         size = _size(folder)
         if size > max_size * 1_000_000:
@@ -138,8 +146,8 @@ def write_report(
             )
         whole = sources.pictures is not None and sources.vectors is not None
         # Without its pictures it is no report to keep: they may be back the next time.
-        record = {"key": key if whole or "file" in run.manifest["identity"] else "", "size": size}
-        write_json(folder / RECORD, record | {"notes": notes})
+        keep = whole or "file" in run.manifest["identity"]
+        write_record(folder, key if keep else "", size, notes)
     return Report(out / INDEX, size, tuple(notes))
 
 
@@ -156,7 +164,7 @@ def _write(
     lists = details.cluster_lists(len(table), groups, sites, drawn)
     columns = core.channel_columns(table)
     names = core.add_clusters(columns, lists)
-    facts = core.run_facts(run, table)
+    facts = core.run_facts(run, table, nulls)
     parts = evidence.validation_parts(run, folder)
     _write_shards(folder, table, sites, drawn, sources, lists, nulls, swaps)
     value = facts | {
@@ -234,7 +242,7 @@ def _write_page(folder: Path, value: dict[str, Any], headline: str) -> None:
     template = (_ASSETS / f"{INDEX}.j2").read_text(encoding="utf-8")
     page = Environment(autoescape=True, keep_trailing_newline=True).from_string(template)
     text = page.render(
-        title=value["title"], headline=headline, styles=STYLES, scripts=SCRIPTS,
+        title=printable(value["title"]), headline=headline, styles=STYLES, scripts=SCRIPTS,
         columns=len(value["columns"]["layer"]),
     )  # fmt: skip
     (folder / INDEX).write_text(text, encoding="utf-8")
@@ -245,7 +253,8 @@ def _write_page(folder: Path, value: dict[str, Any], headline: str) -> None:
 def _headline(table: pa.Table, alpha: float) -> str:
     verdicts = table["verdict"].to_pylist()
     count = verdicts.count(VERDICTS[0])
-    return f"{count:,} of {len(table):,} channels are polysemantic at FDR {alpha:.3g}"
+    found = f"{count:,} of {len(table):,} channels are polysemantic at FDR {alpha:.3g}"
+    return found if len(core.layers_of(table)) < 2 else f"{found}, controlled within each layer"
 
 
 def _optional(run: Run, name: str, stage: str) -> pa.Table | None:
@@ -263,47 +272,9 @@ def _asset_files() -> list[Any]:
     return sorted((entry for entry in _ASSETS.iterdir() if entry.is_file()), key=lambda e: e.name)
 
 
-def _record(out: Path) -> dict[str, Any] | None:
-    path = out / RECORD
-    if not path.is_file() or not (out / INDEX).is_file():
-        return None
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError:
-        return None
-    return record if {"key", "size", "notes"} <= record.keys() else None
-
-
-def _refuse_foreign(out: Path) -> None:
-    if out.is_dir() and any(out.iterdir()) and not (out / RECORD).is_file():
-        raise RunFolderError(
-            "the folder holds something else than a report",
-            got=str(out),
-            expected=f"a new or empty folder, or one with {RECORD}",
-            fix="give another --out; nothing was overwritten",
-        )
-    if out.exists() and not out.is_dir():
-        raise RunFolderError(
-            "the report's folder is a file", got=str(out), fix="give another --out"
-        )
-
-
-@contextlib.contextmanager
-def _replacing(out: Path) -> Iterator[Path]:
-    """A new folder beside ``out`` that takes its place when the block succeeds."""
-    made, old = (out.with_name(f".{out.name}.{word}") for word in ("part", "old"))
-    with full_disk_told(out):
-        for leftover in (made, old):  # of a killed process
-            shutil.rmtree(leftover, ignore_errors=True)
-        made.mkdir(parents=True)
-        try:
-            yield made
-            if out.is_dir():
-                out.replace(old)
-            made.replace(out)
-        finally:
-            for leftover in (made, old):
-                shutil.rmtree(leftover, ignore_errors=True)
+def _code_files() -> list[Any]:
+    """The page's own Python: other words or numbers make another report."""
+    return sorted((x for x in _PAGE.iterdir() if x.name.endswith(".py")), key=lambda e: e.name)
 
 
 def _size(folder: Path) -> int:

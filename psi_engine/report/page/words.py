@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from psi_engine.types import COMPONENTS
 
@@ -35,7 +35,10 @@ CHANCE = {
     ("q", "exact"): "the same labels, over all their permutations",
     ("d", "text-rotation"): "the same concepts, turned at random in the embedding space",
     ("d", "unrelated-text"): "as many concepts from unrelated domains",
-    ("d", "text-shuffle"): "the same concepts in another order",
+    ("d", "text-shuffle"): (
+        "texts whose coordinates were shuffled between the concepts: "
+        "same spread in every coordinate, no meaning"
+    ),
     ("d", "partition"): "the same patches, split into groups at random",
     ("d", "pool"): "as many random patches of this layer, grouped and named the same way",
     ("d", "neighborhood"): "equally coherent sets of patches of one kind, grouped and named",
@@ -58,7 +61,16 @@ VERDICTS = {
 }
 
 
-def components(present: Mapping[str, bool], score: Mapping[str, Any]) -> list[dict[str, str]]:
+class Used(NamedTuple):
+    """A null that was drawn from, and how often for each channel."""
+
+    null: str
+    draws: int
+
+
+def components(
+    present: Mapping[str, bool], score: Mapping[str, Any], used: Mapping[str, Sequence[Used]]
+) -> list[dict[str, Any]]:
     """What each component of a run asks, measures and is held against.
 
     Parameters
@@ -67,6 +79,14 @@ def components(present: Mapping[str, bool], score: Mapping[str, Any]) -> list[di
         Whether any channel has the component.
     score : Mapping
         The settings of the scorer, as the manifest holds them.
+    used : Mapping[str, sequence of Used]
+        The nulls each component was held against, one or more.
+
+    Returns
+    -------
+    list of dict
+        ``key``, ``name``, ``question``, ``measured``, ``null`` and ``chance`` (several joined by
+        "or") and ``draws``, the fewest.
     """
     measured = MEASURED | {"d": D_MEASURED[score["d_measure"]]}
     return [
@@ -75,8 +95,9 @@ def components(present: Mapping[str, bool], score: Mapping[str, Any]) -> list[di
             "name": x.upper(),
             "question": QUESTIONS[x],
             "measured": measured[x],
-            "null": score[f"{x}_null"],
-            "chance": CHANCE[x, score[f"{x}_null"]],
+            "null": " or ".join(dict.fromkeys(each.null for each in used[x])),
+            "chance": " or ".join(dict.fromkeys(CHANCE[x, each.null] for each in used[x])),
+            "draws": min(each.draws for each in used[x]),
         }
         for x in COMPONENTS
         if present[x]

@@ -142,6 +142,20 @@ def test_vectors_are_the_mean_of_each_channels_patches(toy_run: Run) -> None:
     assert np.isnan(found).any()
 
 
+def test_another_version_or_other_words_make_another_report(
+    toy_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = site.report_key(toy_run, 150)
+    with monkeypatch.context() as patched:
+        patched.setattr(site, "__version__", "another")
+        assert site.report_key(toy_run, 150) != before
+    page = shutil.copytree(Path(site.__file__).parent, tmp_path / "page")
+    monkeypatch.setattr(site, "_PAGE", page)
+    assert site.report_key(toy_run, 150) == before
+    (page / "words.py").write_text("# other words")
+    assert site.report_key(toy_run, 150) != before
+
+
 def test_the_run_is_opened_by_its_path(toy_run: Run, toy_report: Path) -> None:
     assert report(str(toy_run.path)).kept
     assert open_run(toy_run.path).channels.equals(toy_run.channels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from psi_engine.artifacts import Run
 from psi_engine.report.page import core, details
-from psi_engine.report.page.numbers import column, rounded, script
+from psi_engine.report.page.numbers import column, printable, rounded, script
 from psi_engine.report.page.sites import channel_rows, group_clusters, order_sites
 from psi_engine.types import VERDICTS
 
@@ -27,11 +28,14 @@ def test_numbers_have_the_digits_asked_for_and_no_nan() -> None:
     assert column(table, "t") == ["a", None]
 
 
-def test_a_script_holds_no_markup_and_no_line_separators() -> None:
-    text = script("core", {"name": "</script>\u2028\u2029 ü"})
+def test_a_script_holds_no_markup_and_nothing_that_an_encoding_can_break() -> None:
+    name = "</script>\u2028\u2029 ü \udcff"  # the last: a byte of a file name that is no text
+    text = script("core", {"name": name})
     assert text.startswith('PSI.receive("core",')
-    assert not set("<\u2028\u2029") & set(text)
-    assert "ü" in text
+    assert "<" not in text
+    assert text.isascii()
+    assert json.loads(text.partition(",")[2].removesuffix(");\n")) == {"name": name}
+    assert printable(name).encode("utf-8").endswith(b" \xc3\xbc \\udcff")
     with pytest.raises(ValueError, match="not JSON compliant"):
         script("core", float("nan"))
 

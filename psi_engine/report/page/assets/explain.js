@@ -65,7 +65,9 @@ PSI.explain = (() => {
     const number = found.polysemantic;
     const opening = number === 0 ? `None of ${PSI.numbers.count(total)} channels is` : number === 1
       ? `One of ${PSI.numbers.count(total)} channels is` : `${PSI.numbers.count(number)} of ${PSI.numbers.count(total)} channels are`;
-    return `${opening} polysemantic at a false discovery rate of ${percent(PSI.verdicts.level())}`;
+    // Layers are adjusted one by one: of all channels together no rate is promised.
+    const within = PSI.core.layers.length > 1 ? ", controlled within each layer" : "";
+    return `${opening} polysemantic at a false discovery rate of ${percent(PSI.verdicts.level())}${within}`;
   }
 
   function by_layer() {

@@ -36,9 +36,11 @@ PSI.views.overview = (() => {
   }
 
   function floor_note() {
-    const floor = 1 / (PSI.core.replicates + 1);
-    if (PSI.verdicts.level() >= floor) return "";
-    return el("p", { class: "note" }, `With ${count(PSI.core.replicates)} draws per null no p is below ${p(floor)}: at this level nothing can be called polysemantic.`);
+    const fewest = Math.min(...PSI.core.components.map((c) => c.draws));
+    const floor = 1 / (fewest + 1);
+    if (!PSI.core.components.length || PSI.verdicts.level() >= floor) return "";
+    const names = PSI.core.components.filter((c) => c.draws === fewest).map((c) => c.name);
+    return el("p", { class: "note" }, `With ${count(fewest)} draws of the null of ${PSI.numbers.listed(names)} no p is below ${p(floor)}: at this level nothing can be called polysemantic.`);
   }
 
   function notes() {
@@ -103,13 +105,20 @@ PSI.views.overview = (() => {
             columns[key].filter((_, row) => columns.layer[row] === layer), `${label} in ${name}`)))))))));
   }
 
+  // "1,000 each", or "S 4,000, Q 1,000, D 1,000".
+  function draws() {
+    const { components } = PSI.core;
+    const same = new Set(components.map((c) => c.draws)).size === 1;
+    return same ? `${count(components[0].draws)} each` : components.map((c) => `${c.name} ${count(c.draws)}`).join(", ") || "none";
+  }
+
   function reading() {
     return el("dl", { class: "reading" },
       PSI.core.components.map((c) => [
         el("dt", {}, c.name),
         el("dd", {}, el("b", {}, c.question), ` ${c.measured[0].toUpperCase()}${c.measured.slice(1)}. Held against ${c.chance} (null `, el("code", {}, c.null), ")."),
       ]),
-      el("dt", {}, "p"), el("dd", {}, el("b", {}, "How often would chance do as well?"), ` The share of ${count(PSI.core.replicates)} chance draws that reach the observed value. Adjusted p takes into account that many channels were tested (${PSI.core.adjust === "by" ? "Benjamini–Yekutieli" : "Benjamini–Hochberg"}, over the channels of a layer).`),
+      el("dt", {}, "p"), el("dd", {}, el("b", {}, "How often would chance do as well?"), ` The share of chance draws that reach the observed value (draws: ${draws()}). Adjusted p takes into account that many channels were tested (${PSI.core.adjust === "by" ? "Benjamini–Yekutieli" : "Benjamini–Hochberg"}, over the channels of a layer).`),
       el("dt", {}, "Ŝ, Q̂, D̂"), el("dd", {}, el("b", {}, "How far above chance?"), " The distance to chance in its standard deviations, squeezed into 0 to 1."),
       el("dt", {}, "PSI"), el("dd", {}, el("b", {}, "All of them at once."), " Their product, the Polysemanticity Index of Gupta and Kumar (arXiv 2508.16950). PSI ranks, the verdict decides: both need the null."));
   }

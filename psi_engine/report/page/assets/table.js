@@ -22,12 +22,14 @@ PSI.views.channels = (() => {
       ...PSI.core.components.map((c) => number(c.key, c.name, `${c.question} Observed value; hover for the calibrated one`, (x) => PSI.numbers.fixed(x, 3), "wide")),
       number("psi_p_adj", "adj. p", "PSI’s p, adjusted over the channels of the layer", p),
       number("n_clusters", "Groups", "Number of groups the patches fall into", (x) => (x === null ? "–" : String(x)), "wide"),
-      { key: "concepts", name: "Closest concept of each group", cell: concepts, sort: (row) => (PSI.channels.concepts(row)[0] || "\uffff").toLowerCase(), text: true },
+      { key: "concepts", name: "Closest concept of each group", cell: concepts, sort: first_concept, text: true },
     ];
     return all.filter((c) => c.key !== "log_psi" || held.log_psi);
   }
 
   const longest = () => Math.max(7, ...PSI.core.layers.map((name) => name.length)) + 5;
+
+  const first_concept = (row) => (PSI.channels.concepts(row)[0] || "").toLowerCase() || null;
 
   const verdict_rank = (row) => PSI.core.verdicts.findIndex((v) => v.name === PSI.verdicts.of(row));
 
