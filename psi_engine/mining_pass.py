@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,7 +15,16 @@ from psi_engine.config import MineConfig, RunConfig
 from psi_engine.distributed import ALONE, LOCK, World, launched, only_job
 from psi_engine.errors import InputError
 from psi_engine.inputs import ImageInputs, Inputs, check
-from psi_engine.mining import MICRO_BATCH, MINING, NETWORK_FORM, Miner, exchange, mine, pack_state
+from psi_engine.mining import (
+    MICRO_BATCH,
+    MINING,
+    NETWORK_FORM,
+    Miner,
+    clear_shelves,
+    exchange,
+    mine,
+    pack_state,
+)
 from psi_engine.ops.backend import memory_budget
 from psi_engine.provenance import made_here
 from psi_engine.ranges import Ranges
@@ -209,7 +219,13 @@ def mine_shard(config: RunConfig, share: tuple[int, int], progress: Progress | N
     folder = Path(config.out or f"runs/{config.model.replace(':', '-').replace('/', '-')}-shards")
     path = folder / f"shard-{i}-of-{n}.safetensors"
     with only_job(folder / f".{path.name}{LOCK}"):
-        _mine_shard(path, share, work, config, inputs, progress)
+        scratch = folder / f".{path.stem}"  # its own: others of the array mine beside it
+        clear_shelves(scratch)
+        try:
+            _mine_shard(path, share, work, config, inputs, progress, scratch)
+        finally:
+            with contextlib.suppress(OSError):  # not made, or files in it are still looked at
+                scratch.rmdir()
     return path
 
 
@@ -220,6 +236,7 @@ def _mine_shard(
     config: RunConfig,
     inputs: Inputs,
     progress: Progress | None,
+    scratch: Path,
 ) -> None:
     adopted = []
     if path.exists():
@@ -232,7 +249,7 @@ def _mine_shard(
     covered = Ranges.of(piece for part in adopted for piece in part.covered)
     todo = share_of(work.images, share) - covered
     saver = Saver(path, work, adopted, todo, share)
-    here = MiningPass(work, config, inputs, progress, {}, path.parent)
+    here = MiningPass(work, config, inputs, progress, {}, scratch)
 
     def write(miners: Mapping[str, Miner]) -> Mapping[str, LayerSites]:
         saver(here.packed(miners))
@@ -274,6 +291,7 @@ def merge_shards(
 
 def _stock(partial: Path, work: Work) -> tuple[list[Part], str]:
     """What is saved, and a name for this job's parts that none of them has."""
+    clear_shelves(partial)  # no rank mines before it has the stock
     parts = take_stock(partial, work)
     numbers = [part.path.name[:4] for part in parts]
     jobs = [int(number) for number in numbers if number.isdecimal()]

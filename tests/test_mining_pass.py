@@ -18,6 +18,7 @@ from psi_engine.data import open_source
 from psi_engine.distributed import ALONE, World
 from psi_engine.errors import DiskFullError, InputError, RunFolderError
 from psi_engine.mining import mine
+from psi_engine.mining.shelf import shelf
 from psi_engine.mining_pass import PARTIAL, merge_shards, mine_images, mine_shard, work_of
 from psi_engine.models import LoadedModel
 from psi_engine.shards import told_aside
@@ -216,6 +217,58 @@ def test_a_killed_shard_goes_on(tmp_path: Path, whole: Mined, shard_settings: An
     assert mine_shard(shard_settings, (1, 1), die) == path
     found = work_on(merge_shards([path], tmp_path / "run"))
     assert_same(found["maps"], whole["maps"])
+
+
+def leave_shelf(scratch: Path) -> Path:
+    """Leave what a process does that is killed while it puts layers away."""
+    with shelf(scratch):
+        (inside,) = scratch.glob("layers-*")
+        left = inside.with_name(f"{inside.name}-left")
+        left.mkdir()
+        (left / "0.safetensors").write_bytes(b"half")
+    return left
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_files_of_killed_ranks_are_removed(tmp_path: Path, whole: Mined, ranks: int) -> None:
+    with pytest.raises(Killed):
+        work_on(tmp_path, die_at=60)
+    left = leave_shelf(tmp_path / PARTIAL)
+    amid = []
+
+    def progress(what: str, done: int, total: int) -> None:
+        amid.append(left.exists())
+
+    def work(world: World) -> Any:
+        with _drawing:
+            here = inputs()
+        return mine_images(tmp_path, work_of(SETTINGS, here), SETTINGS, here, progress, world)
+
+    assert_same(on_ranks(ranks, work)[0][0]["maps"], whole["maps"])
+    assert amid
+    assert not any(amid)
+    assert not [*(tmp_path / PARTIAL).glob("layers-*")]
+
+
+def test_files_of_a_killed_shard_are_removed_those_of_others_stay(shard_settings: Any) -> None:
+    folder, amid = Path(shard_settings.out), []
+
+    def shelves() -> set[Path]:
+        return set(folder.rglob("layers-*"))
+
+    def beside(what: str, done: int, total: int) -> None:
+        if not amid:
+            (own,) = shelves()  # not the one that was left
+            amid.append(own)
+            mine_shard(shard_settings, (12, 19))
+            assert shelves() == {own}
+
+    left = leave_shelf(folder / ".shard-1-of-19")
+    mine_shard(shard_settings, (1, 19), beside)
+    assert amid
+    assert not left.exists()
+    names = [f"shard-{i}-of-19.safetensors" for i in (1, 12)]
+    assert sorted(path.name for path in folder.iterdir()) == names
 
 
 def test_a_shard_of_other_work_is_not_overwritten(shard_settings: Any) -> None:

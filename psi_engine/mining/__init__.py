@@ -4,6 +4,7 @@ from psi_engine.mining.exchange import exchange
 from psi_engine.mining.folding import NETWORK_FORM
 from psi_engine.mining.miner import Miner
 from psi_engine.mining.precision import require_precision
+from psi_engine.mining.shelf import clear_shelves
 from psi_engine.mining.state import pack_state, unpack_state
 from psi_engine.mining.stream import MICRO_BATCH, MINING, mine
 from psi_engine.ops.moments import dead_channels
@@ -13,6 +14,7 @@ __all__ = [
     "MINING",
     "NETWORK_FORM",
     "Miner",
+    "clear_shelves",
     "dead_channels",
     "exchange",
     "mine",

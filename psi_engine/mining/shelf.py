@@ -6,6 +6,7 @@ file that the system reads where it is looked at and drops where memory is short
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from psi_engine.mining.miner import Miner
+
+_PREFIX = "layers-"
 
 
 class Shelf:
@@ -54,5 +57,12 @@ def shelf(folder: Path | None = None) -> Iterator[Shelf]:
     """
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix="layers-", dir=folder) as inside:
+    # Network file systems keep the names of files that are still looked at.
+    with TemporaryDirectory(prefix=_PREFIX, dir=folder, ignore_cleanup_errors=True) as inside:
         yield Shelf(Path(inside))
+
+
+def clear_shelves(folder: Path) -> None:
+    """Remove what killed processes left in a folder in which no process is mining."""
+    for left in folder.glob(f"{_PREFIX}*"):
+        shutil.rmtree(left, ignore_errors=True)
