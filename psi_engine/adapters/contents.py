@@ -52,8 +52,9 @@ class TopExamples:
     Raises
     ------
     InputError
-        A name of the layer that leads out of a folder, shapes that do not fit, fewer than 4 slots, ids below −1, an image twice in a channel,
-        values that are not finite, positions outside the grid.
+        A name of the layer that leads out of a folder, shapes that do not fit, fewer than 4
+        slots, ids below −1, an image twice in a channel, values that are not finite, positions
+        outside the grid.
     """
 
     layer: str
@@ -194,11 +195,11 @@ class Contents:
     """What a tool's files hold.
 
     examples : top images, a layer each. embedded : embeddings of top examples by layer, floating
-    (channels, k, dim), in the order of the examples. activations : pooled activations of every image by layer, float32
-    (images, channels). image_embeddings : float32 (images, dim), of every image.
-    text_embeddings : float32 (concepts, dim), with their names in ``concepts``. exemplars :
-    pictures by layer. descriptions : names of units. images : in the data set, where
-    that is known. notes : what a reader must know.
+    (channels, k, dim), in the order of the examples. activations : pooled activations of every
+    image by layer, float32 (images, channels). image_embeddings : float32 (images, dim), of every
+    image. text_embeddings : float32 (concepts, dim), with their names in ``concepts``. exemplars :
+    pictures by layer. descriptions : names of units. images : in the data set, where that is
+    known. notes : what a reader must know.
 
     Raises
     ------

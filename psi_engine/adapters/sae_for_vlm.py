@@ -52,7 +52,8 @@ _BATCH = 4096
 def read(paths: Sequence[Path], options: ReadOptions) -> Contents:
     """Read folders of parts and top images, and image embeddings where a ``.pt`` is named.
 
-    Of a folder only parts and lists are read; the notes name the others. Top images are taken from the activations where both are there, and must agree with them.
+    Of a folder only parts and lists are read; the notes name the others. Top images are taken
+    from the activations where both are there, and must agree with them.
 
     Raises
     ------

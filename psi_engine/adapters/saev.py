@@ -27,7 +27,7 @@ import torch
 from scipy import sparse
 
 from psi_engine.adapters.contents import Contents, ReadOptions, TopExamples, new_files
-from psi_engine.adapters.safe_files import read_npz
+from psi_engine.adapters.safe_files import read_npz, require_room
 from psi_engine.artifacts import atomic
 from psi_engine.errors import InputError
 from psi_engine.types import ActivationStats
@@ -36,6 +36,8 @@ WHAT = "token_acts.npz (CSR, images · tokens by latents)"
 
 FILE = "token_acts.npz"
 _PARTS = ("format", "shape", "data", "indices", "indptr")
+_STATISTICS = 128  # bytes a latent takes beside its examples, at most
+_SLOT = 64  # bytes of an example of a latent: row, value, id, place, and their copies
 _LATENTS = 1024  # looked at together: the matrix in hand is sorted block by block
 
 
@@ -53,7 +55,7 @@ def read(paths: Sequence[Path], options: ReadOptions) -> Contents:
     if len(paths) != 1:
         raise InputError("one token_acts.npz is read at a time", got=len(paths), expected=WHAT)
     path = paths[0] / FILE if paths[0].is_dir() else paths[0]
-    matrix = _matrix(path)
+    matrix = _matrix(path, options.top_k)
     grid = _grid(path, matrix.shape[0], options)
     layer = options.layer or "latents"
     tokens = grid[0] * grid[1]
@@ -65,19 +67,25 @@ def read(paths: Sequence[Path], options: ReadOptions) -> Contents:
     stats = _stats(columns)
     examples = TopExamples(layer, ids, torch.from_numpy(values), places, grid, stats=stats)
     return Contents(
-        examples=(examples,), notes=(f"{matrix.shape[0] // tokens} images of {tokens} tokens",)
+        examples=(examples,),
+        images=matrix.shape[0] // tokens,
+        notes=(f"{matrix.shape[0] // tokens} images of {tokens} tokens",),
     )
 
 
-def _matrix(path: Path) -> Any:
+def _matrix(path: Path, top_k: int) -> Any:
     parts = read_npz(path, "a CSR matrix", _PARTS)
     try:
         form = parts["format"].item()
         form = form.decode() if isinstance(form, bytes) else form
         if form != "csr" or parts["data"].dtype.kind not in "fiu":
             raise ValueError(f"a {form} matrix of {parts['data'].dtype}")
+        rows, latents = parts["shape"].tolist()
+        if parts["shape"].dtype.kind not in "iu" or rows + 1 != len(parts["indptr"]):
+            raise ValueError(f"{rows} rows, {len(parts['indptr'])} ends of rows")
+        require_room(path, latents * (_STATISTICS + _SLOT * top_k), f"{latents} latents")
         matrix = sparse.csr_array(
-            (parts["data"], parts["indices"], parts["indptr"]), shape=tuple(parts["shape"])
+            (parts["data"], parts["indices"], parts["indptr"]), shape=(rows, latents)
         )
         matrix.check_format(full_check=True)
     except (ValueError, TypeError) as error:
@@ -177,13 +185,14 @@ def _stats(columns: Any) -> ActivationStats:
 def write(contents: Contents, folder: Path) -> list[Path]:
     """Write the top activations of one layer as ``token_acts.npz``; all others count as 0.
 
-    Rows go up to the last image that any channel has among its top ones. Channels that the
-    contents leave out are columns of zeros.
+    There are rows for every image of the data set; where the contents do not say how many there
+    are, up to the last image that any channel has among its top ones. Channels that the contents
+    leave out are columns of zeros.
 
     Raises
     ------
     InputError
-        Several layers, no activations or grid, or the file is there.
+        Several layers, no activations or grid, activations below 0, or the file is there.
     """
     contents.require("saev", "examples")
     part = contents.examples[0]
@@ -194,13 +203,23 @@ def write(contents: Contents, folder: Path) -> list[Path]:
             expected="one layer whose sites have activations and positions",
             fix="name one layer with --layer",
         )
+    if bool((part.values < 0).any()):
+        raise InputError(
+            f"{part.layer} cannot be written for saev",
+            got=f"an activation of {float(part.values.nan_to_num(0).min())}",
+            expected="activations of 0 or more: what is not stored counts as 0, above them",
+            fix="write a layer after a ReLU, or fewer examples per channel with --top-k",
+        )
+    last = int(part.image_ids.max()) + 1
+    images = last if contents.images is None else contents.images
+    part.require_inside(images)
     (path,) = new_files(folder, [FILE])
     tokens = part.grid[0] * part.grid[1]
     there = (part.image_ids >= 0) & (part.values != 0)
     channel = part.numbers[:, None].expand_as(part.image_ids)[there].numpy()
     place = torch.zeros_like(part.image_ids) if part.positions is None else part.positions
     row = (part.image_ids * tokens + place)[there].numpy()
-    shape = ((int(part.image_ids.max()) + 1) * tokens, int(part.numbers.max()) + 1)
+    shape = (images * tokens, int(part.numbers.max()) + 1)
     matrix = sparse.csr_array((part.values[there].numpy(), (row, channel)), shape=shape)
     with atomic(path) as temporary, open(temporary, "wb") as file:
         sparse.save_npz(file, matrix)

@@ -1,14 +1,17 @@
 """Files of unknown origin as plain arrays: nothing in them is ever executed.
 
 Pickles can run code when they are loaded. ``.npy`` and ``.npz`` are read without pickles, ``.pt``
-with ``weights_only=True``, safetensors and CSV hold numbers only.
+with ``weights_only=True``, safetensors and CSV hold numbers only. A file of a few bytes can claim
+any size: what would not fit into the free memory is refused before it is unpacked.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import math
 import warnings
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +22,13 @@ from torch import Tensor
 
 from psi_engine.artifacts import atomic
 from psi_engine.errors import InputError, PsiEngineError
+from psi_engine.ops.backend import memory_budget
 
+_BUDGETS = 4  # a budget is a quarter of the free memory
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 _KINDS = {"ids": "iu", "numbers": "fiu"}
 
 
@@ -40,6 +49,41 @@ def _told(path: Path, expected: str) -> Iterator[None]:
             expected=expected,
             fix="copy it again if it was cut off; a pickle that could run code is never opened",
         ) from error
+
+
+def require_room(path: Path, size: int, what: str) -> None:
+    """Raise where so many bytes, as a file claims to hold, are more than there is memory free."""
+    free = _BUDGETS * memory_budget("cpu")
+    if size > free:
+        raise InputError(
+            f"{path.name} does not fit into the memory",
+            got=f"{what}, {size / 2**30:.3g} GiB",
+            expected=f"at most the free {free / 2**30:.3g} GiB",
+            fix="use a machine with more memory; do not open files whose origin you do not trust",
+        )
+
+
+def _require_unpacked(path: Path) -> None:
+    """Raise where an archive unpacks to more than fits, or an array in it claims more than it has.
+
+    A ``.pt`` of torch is an archive as well.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        require_room(path, sum(member.file_size for member in members), "unpacked")
+        for member in (m for m in members if m.filename.endswith(".npy")):
+            with archive.open(member) as file:
+                version = np.lib.format.read_magic(file)
+                header = _HEADERS.get(version, np.lib.format.read_array_header_1_0)
+                shape, _, dtype = header(file)
+                size = math.prod(shape) * dtype.itemsize
+                if not dtype.hasobject and size != member.file_size - file.tell():
+                    raise ValueError(
+                        f"{member.filename} claims {size} bytes and "
+                        f"holds {member.file_size - file.tell()}"
+                    )
 
 
 def read_npy(path: Path, what: str, ndim: int, hold: str = "numbers") -> np.ndarray:
@@ -64,8 +108,10 @@ def read_npz(path: Path, what: str, names: tuple[str, ...]) -> dict[str, np.ndar
     Raises
     ------
     InputError
-        The file is missing or broken, or lacks one of them.
+        The file is missing or broken, lacks one of them, or does not fit into the memory.
     """
+    with _told(path, f"a .npz of {what}"):
+        _require_unpacked(path)
     # The file is opened here: numpy leaves one that is no archive open.
     with (
         _told(path, f"a .npz of {what}"),
@@ -83,8 +129,11 @@ def read_pt(path: Path, what: str) -> Tensor:
     Raises
     ------
     InputError
-        The file is missing, broken or holds anything that only code could build.
+        The file is missing, broken or holds anything that only code could build, or does not
+        fit into the memory.
     """
+    with _told(path, f"a tensor of {what}, without code"):
+        _require_unpacked(path)
     with _told(path, f"a tensor of {what}, without code"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of old formats; what is read is checked below
         value = torch.load(path, map_location="cpu", weights_only=True)
@@ -94,6 +143,7 @@ def read_pt(path: Path, what: str) -> Tensor:
         )
     _require(path, value.ndim == 2 and len(value) > 0, tuple(value.shape), f"(rows, …): {what}")
     _require(path, not (value.is_complex() or value.dtype == torch.bool), value.dtype, "numbers")
+    require_room(path, 4 * value.numel(), f"a tensor {tuple(value.shape)}")
     return value.detach().to(torch.float32)
 
 

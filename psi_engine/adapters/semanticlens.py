@@ -141,7 +141,7 @@ def _renamed(
             expected="the files of one layer",
             fix="leave --layer out, or name one cache and its database",
         )
-    return {layer: rows for rows in embedded.values()}
+    return {layer: next(iter(embedded.values()))} if embedded else {}
 
 
 def _require_fit(examples: Sequence[TopExamples], embedded: dict[str, Tensor]) -> None:

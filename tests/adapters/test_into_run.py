@@ -101,6 +101,55 @@ def test_positions_need_a_model_or_a_grid_and_a_side(
     assert not (tmp_path / "c").exists()
 
 
+def test_another_grid_is_another_import(images: Path, crp_files: Path, tmp_path: Path) -> None:
+    options = {"data": str(images), "encoder": ENCODER, "image_size": 32, **QUICK}
+    out = tmp_path / "run"
+    first = import_files("crp", [crp_files], out=out, grid=(8, 8), patch=10, **options)
+    held = first.sites["x0"].to_pylist()
+    for changes in ({"grid": (4, 16), "patch": 10}, {"grid": (8, 8)}):  # without a side: whole
+        with pytest.raises(RunFolderError, match="holds another run"):
+            import_files("crp", [crp_files], out=out, **changes, **options)
+    again = import_files("crp", [crp_files], out=out, grid=(8, 8), patch=10, **options)
+    assert again.sites["x0"].to_pylist() == held
+    wider = import_files("crp", [crp_files], out=out, grid=(8, 8), patch=12, **options)
+    sides = np.array(wider.sites["x1"].to_pylist()) - np.array(wider.sites["x0"].to_pylist())
+    assert set(sides.tolist()) == {12}
+
+
+def test_a_grid_must_be_that_of_the_model(images: Path, crp_files: Path, tmp_path: Path) -> None:
+    options = {"data": str(images), "model": "tests.toy:model", "device": "cpu"}
+    good = adapters.read("crp", crp_files)
+    part = good.examples[0]
+    inside = adapters.TopExamples(part.layer, part.image_ids, part.values, part.positions % 16)
+    adapters.write("crp", adapters.Contents(examples=(inside,)), tmp_path / "files")
+    with pytest.raises(InputError, match=r"got 4 × 4 .*expected 8 × 8.*--image-size"):
+        import_files("crp", [tmp_path / "files"], out=tmp_path / "a", grid=(4, 4), **options)
+    assert not (tmp_path / "a").exists()
+    plain = import_files("crp", [crp_files], out=tmp_path / "b", **options)
+    notes = plain.manifest["stages"]["mine"]["notes"]
+    assert any("count through the model's map, 8 × 8" in note for note in notes)
+    told = import_files("crp", [crp_files], out=tmp_path / "c", grid=(8, 8), **options)
+    assert not any("model's map" in x for x in told.manifest["stages"]["mine"]["notes"])
+
+
+def test_the_pool_is_of_all_images_that_are_embedded(tmp_path: Path) -> None:
+    """Of a list of top images, which are few, and embeddings of every image."""
+    ids = torch.stack(
+        [torch.randperm(6, generator=torch.Generator().manual_seed(c)) for c in (0, 1)]
+    )
+    part = adapters.TopExamples("neurons", ids)
+    adapters.write("sae-for-vlm", adapters.Contents(examples=(part,)), tmp_path / "neurons")
+    rows = torch.randn(40, 5, generator=torch.Generator().manual_seed(2))
+    torch.save(rows, tmp_path / "embeddings.pt")
+    files = [tmp_path / "neurons", tmp_path / "embeddings.pt"]
+    run = import_files("sae-for-vlm", files, out=tmp_path / "run", top_k=6, pool=40, **QUICK)
+    assert sorted(load_stored(run.path).layers["neurons"].pool_images.tolist()) == list(range(40))
+    assert not any("pool is" in note for note in run.manifest["stages"]["mine"]["notes"])
+    lens = make_files.FILES / "semanticlens"
+    run = import_files("semanticlens", [lens], out=tmp_path / "lens", **QUICK)
+    assert any("pool is the examples" in x for x in run.manifest["stages"]["mine"]["notes"])
+
+
 def test_whole_images_of_a_cache_are_embedded(images: Path, tmp_path: Path) -> None:
     """The tool's own file of twelve images, with the first twelve of ours."""
     files = [make_files.FILES / "semanticlens" / "aggregate_conv_max-5-relu.safetensors"]
@@ -211,7 +260,9 @@ def test_every_tool_takes_a_run(ran: psi.Run, tmp_path: Path) -> None:
     contents = adapters.from_run(ran, top_k=6)
     sites = load_stored(ran.path).layers["conv2"].sites
     assert torch.equal(contents.examples[0].image_ids, sites.image_ids[:, :6])
-    for tool in ("semanticlens", "crp", "clip-dissect", "saev", "sae-for-vlm"):
+    with pytest.raises(InputError, match="conv2 cannot be written for saev"):  # one is negative
+        adapters.write("saev", contents, tmp_path / "saev")
+    for tool in ("semanticlens", "crp", "clip-dissect", "sae-for-vlm"):
         assert all(path.is_file() for path in adapters.write(tool, contents, tmp_path / tool))
     found = adapters.read("semanticlens", tmp_path / "semanticlens")
     assert torch.equal(found.embedded["conv2"], contents.embedded["conv2"])

@@ -56,6 +56,18 @@ def test_parts_are_joined_and_the_list_is_turned_best_first(tmp_path: Path) -> N
     assert torch.equal(read.image_embeddings, embeddings())
 
 
+def test_what_is_not_read_of_a_folder_is_listed(tmp_path: Path) -> None:
+    parts = write(tmp_path)
+    torch.save(torch.zeros(2, 2), parts / "imagenet_activations.pt")
+    notes = adapters.read("sae-for-vlm", parts).notes
+    assert notes[1:] == (
+        "in the folder but not read: all_neurons_scores.pth, imagenet_activations.pt",
+    )
+    (parts / "imagenet_activations.pt").unlink()
+    (parts / "all_neurons_scores.pth").unlink()
+    assert len(adapters.read("sae-for-vlm", parts).notes) == 1
+
+
 def test_more_than_nine_parts_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     for number in range(1, 12):
         torch.save(torch.full((1, 4), float(number)), tmp_path / f"x_part{number}.pt")

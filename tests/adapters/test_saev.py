@@ -86,6 +86,26 @@ def test_written_and_read_again_is_the_same(tmp_path: Path) -> None:
     contents.same(read.examples[0], part)
 
 
+def test_a_whole_export_is_read_with_the_images_it_is_of(tmp_path: Path) -> None:
+    """Images after the last top one are rows too, or the rows would not be tokens · images."""
+    part = contents.examples("latents")
+    made = adapters.Contents(examples=(part,), images=100)
+    (path,) = adapters.write("saev", made, tmp_path)
+    assert sparse.load_npz(path).shape == (1600, contents.CHANNELS)
+    read = adapters.read("saev", path, images=100, top_k=contents.K)  # the grid is a square
+    contents.same(read.examples[0], part)
+    assert read.images == 100
+    with pytest.raises(InputError, match="not in the data"):
+        adapters.write("saev", adapters.Contents(examples=(part,), images=3), tmp_path / "few")
+
+
+def test_activations_below_zero_are_not_written_to_be_lost(tmp_path: Path) -> None:
+    part = contents.examples("latents")
+    low = adapters.TopExamples("a", part.image_ids, part.values - 2, part.positions, part.grid)
+    with pytest.raises(InputError, match="cannot be written for saev; got an activation of -1.75"):
+        adapters.write("saev", adapters.Contents(examples=(low,)), tmp_path)
+
+
 def broken(**changes: np.ndarray) -> dict[str, np.ndarray]:
     matrix = sparse.csr_array(dense())
     parts = {

@@ -185,3 +185,32 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
     adapters.write("semanticlens", contents.whole(), tmp_path)
     with pytest.raises(InputError, match="would be overwritten"):
         adapters.write("semanticlens", contents.whole(), tmp_path)
+
+
+def test_embeddings_keep_to_their_images_however_the_file_is_ordered(tmp_path: Path) -> None:
+    """Values in no order and an empty slot amid them; each embedding starts with its id."""
+    ids = torch.tensor([[0, 1, -1, 2, 3, 4], [4, 3, 2, 1, 0, 5]])
+    values = torch.tensor([[1, 6, 0, 0, 5, 0], [0, 1, 2, 3, 4, 5]], dtype=torch.bfloat16)
+    save_file({"activations": values, "sample_ids": ids}, tmp_path / "identity-6-fc.safetensors")
+    rows = torch.stack([ids.float(), torch.ones(2, 6)], 2)
+    save_file({"fc": rows}, tmp_path / "concept_db.safetensors")
+    read = adapters.read("semanticlens", tmp_path, drop_missing=True)
+    (part,) = read.examples
+    assert part.image_ids.tolist() == [[1, 3, 0, 2, 4, -1], [5, 0, 1, 2, 3, 4]]
+    assert torch.equal(read.embedded["fc"][:, :, 0], part.image_ids.float())
+
+
+def test_one_layer_twice_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(FILES, tmp_path / "a")
+    shutil.copytree(FILES, tmp_path / "b")
+    with pytest.raises(InputError, match="two sets of examples are of one layer; got relu"):
+        adapters.read("semanticlens", tmp_path / "a" / CACHE, tmp_path / "b" / CACHE)
+    with pytest.raises(InputError, match="two concept databases hold one layer; got relu"):
+        adapters.read("semanticlens", tmp_path / "a" / DATABASE, tmp_path / "b" / DATABASE)
+    notes = {"layer_name": "other"}
+    save_file(load_file(FILES / CACHE), tmp_path / "b" / CACHE, notes)
+    two = [tmp_path / "a" / CACHE, tmp_path / "b" / CACHE]
+    assert adapters.read("semanticlens", *two).layers == ("relu", "other")
+    with pytest.raises(InputError, match="one name was given for several layers"):
+        adapters.read("semanticlens", *two, layer="mine")
+    assert adapters.read("semanticlens", tmp_path / "a", layer="mine").layers == ("mine",)
