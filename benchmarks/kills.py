@@ -10,9 +10,10 @@ undisturbed one, bit for bit, but for the folder's name in the settings. Runs sa
 ``--interval`` images of a rank and every ``--block`` crops instead of 4096 and 256, so that kills
 fall between saved states of a short run.
 
-``lost`` is what a run had told to be done when it was killed and the next one did again: images of
-all ranks, crops. Mining may lose an interval a rank. Crops are told once they are on the disk, so
-none of those may be lost; of several ranks, one tells an estimate, which is not held against them.
+``lost`` is what a run had told to be done when it was killed and the next one did again: images
+of all ranks, crops; images that ``exact-fp16`` refines are not counted. Mining may lose an
+interval a rank. Crops are told once they are on the disk, so none of those may be lost; of several
+ranks, one tells an estimate, which is not held against them.
 """
 
 from __future__ import annotations
@@ -212,20 +213,24 @@ def job(interval: int, block: int, pause: float, command: Sequence[str]) -> None
     """One process of the run: psi-engine itself, saving often and telling how far it is."""
     from psi_engine import embedding, mining_pass, pipeline
     from psi_engine.cli import main as program
+    from psi_engine.mining import MINING
 
     mining_pass.CHECKPOINT_IMAGES, embedding.BLOCK = interval, block
     path = Path(os.environ[JOURNAL]) / os.environ.get("RANK", "0")
     with open(path, "w", encoding="utf-8", buffering=1) as journal:
 
-        def told(work: Callable[..., Any], what: str, begin: Callable[..., str]) -> Any:
+        def told(
+            work: Callable[..., Any], what: str, counted: str, begin: Callable[..., str]
+        ) -> Any:
             def run(*args: Any, progress: Any = None, **kwargs: Any) -> Any:
                 journal.write(begin(*args, **kwargs))
 
-                def tell(stage: str, done: int, total: int) -> None:
-                    journal.write(f"{what} {done}\n")
+                def tell(step: str, done: int, total: int) -> None:
+                    if step == counted:  # refining counts again from 0
+                        journal.write(f"{what} {done}\n")
                     time.sleep(pause)
                     if progress is not None:
-                        progress(stage, done, total)
+                        progress(step, done, total)
 
                 return work(*args, progress=tell, **kwargs)
 
@@ -243,8 +248,8 @@ def job(interval: int, block: int, pause: float, command: Sequence[str]) -> None
             return open_folder(*args, **kwargs)
 
         open_folder, pipeline.run_folder = pipeline.run_folder, begun
-        mining_pass.mine = told(mining_pass.mine, "mined", to_mine)
-        pipeline.embed_boxes = told(pipeline.embed_boxes, "crops", resumed)
+        mining_pass.mine = told(mining_pass.mine, "mined", MINING, to_mine)
+        pipeline.embed_boxes = told(pipeline.embed_boxes, "crops", "embedding", resumed)
         sys.argv = ["psi-engine", *command]
         program()
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks.kills import Told, Trial, differing, slay
+from benchmarks.kills import JOURNAL, Told, Trial, differing, job, slay
+from psi_engine import cli, embedding, mining_pass, pipeline
 from tests import toy
 
 
@@ -35,6 +38,36 @@ def test_what_a_kill_cost_is_told(tmp_path: Path) -> None:
     assert Told.of(tmp_path).after(later).crops == 96  # a job that got nowhere tells nothing
     (tmp_path / "0").write_text("begin 0\ncrops 64\n")
     assert Told.of(tmp_path).lost_since(later) == (0, 32)
+
+
+def test_images_that_are_refined_are_not_told_as_mined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, int, int]] = []
+
+    def work(*_: Any, progress: Callable[[str, int, int], None], **__: Any) -> None:
+        for step in (("mining", 16, 40), ("refining", 50, 50), ("embedding", 8, 8)):
+            progress(*step)
+
+    def program() -> None:
+        mining_pass.mine(indices=range(40), progress=lambda *step: seen.append(step))
+        pipeline.embed_boxes(tmp_path)
+
+    monkeypatch.setattr(mining_pass, "mine", work)
+    monkeypatch.setattr(pipeline, "embed_boxes", work)
+    # what the job sets is put back
+    monkeypatch.setattr(pipeline, "run_folder", pipeline.run_folder)
+    monkeypatch.setattr(mining_pass, "CHECKPOINT_IMAGES", mining_pass.CHECKPOINT_IMAGES)
+    monkeypatch.setattr(embedding, "BLOCK", embedding.BLOCK)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.setattr(cli, "main", program)
+    monkeypatch.setenv(JOURNAL, str(tmp_path))
+    monkeypatch.delenv("RANK", raising=False)
+    job(64, 32, 0, [])
+    assert (tmp_path / "0").read_text().splitlines() == [
+        "todo 40", "mined 16", "crops 0", "crops 8"
+    ]  # fmt: skip
+    assert seen == [("mining", 16, 40), ("refining", 50, 50), ("embedding", 8, 8)]
 
 
 def test_descendants_die_with_a_run() -> None:
