@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from psi_engine.data.preprocess import Preprocess
-from psi_engine.data.processes import Read, Views, read_in_processes
+from psi_engine.data.processes import Chunks, Read, Views, read_in_processes
 from psi_engine.data.resample import resample
 from psi_engine.data.source import ImageSource
 from psi_engine.errors import CorruptDataError, DataError
@@ -108,10 +108,10 @@ def batches(
     """
     if batch_size < 1:
         raise DataError("batch_size is too small", got=batch_size, expected="at least 1")
-    wanted = list(range(len(source))) if indices is None else indices.tolist()
+    wanted = torch.arange(len(source)) if indices is None else indices
     pin = device is not None and device.type == "cuda"
     views = Views(source, preprocess, whole=pin)
-    chunks = [wanted[i : i + batch_size] for i in range(0, len(wanted), batch_size)]
+    chunks = Chunks(wanted, batch_size)
     reads = read_in_processes(views, chunks, workers, pin) if workers else map(views.read, chunks)
     good = _readable(reads, source, skipped, max_skipped)
     if pin and device is not None:

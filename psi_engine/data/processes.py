@@ -106,16 +106,35 @@ class Views(Dataset["Read | PsiEngineError"]):
         return item if isinstance(item, Tensor) else self.preprocess.view(item)
 
 
-def read_in_processes(
-    views: Views, chunks: list[list[int]], workers: int, pin: bool
-) -> Iterator[Read]:
+class Chunks:
+    """The ids of each batch in turn, as lists: of millions of images, only these are made.
+
+    Parameters
+    ----------
+    ids : Tensor, int64 (n,)
+    size : int
+        Ids of a batch; the last one has the rest.
+    """
+
+    def __init__(self, ids: Tensor, size: int) -> None:
+        self._ids, self._size = ids, size
+
+    def __len__(self) -> int:
+        return -(-len(self._ids) // self._size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for start in range(0, len(self._ids), self._size):
+            yield self._ids[start : start + self._size].tolist()
+
+
+def read_in_processes(views: Views, chunks: Chunks, workers: int, pin: bool) -> Iterator[Read]:
     """Read batches in worker processes, two of them ahead each, and hand them on in order.
 
     Parameters
     ----------
     views : Views
         Sent to each process by pickle.
-    chunks : list of lists of int
+    chunks : Chunks
         The image ids of each batch.
     workers : int
         Processes; cut to the CPUs this process may use.

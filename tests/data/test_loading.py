@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,19 @@ def test_some_images_in_any_order(folder: Path) -> None:
     assert ids.tolist() == [9, 2, 23]
     assert torch.equal(views[2], SMALL.view(picture(23)))
     assert not skipped
+
+
+def test_many_ids_take_no_memory_beyond_their_tensor() -> None:
+    """Lists of a million numbers and of their batches would be 45 MB."""
+    source, many = open_source(Listed(*torch.zeros(2, 3, 4, 4))), torch.zeros(1_000_000).long()
+    tracemalloc.start()
+    try:
+        first = next(batches(source, SMALL, batch_size=64, indices=many, skipped={}))
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(first.image_ids) == 64
+    assert most < 1 << 20
 
 
 def test_too_many_corrupt_images_stop_the_run(folder: Path) -> None:
