@@ -30,7 +30,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from psi_engine.adapters.contents import Contents, ReadOptions, new_files
+from psi_engine.adapters.contents import Contents, ReadOptions, new_files, only_name
 from psi_engine.adapters.safe_files import read_pt, require_finite, write_text
 from psi_engine.errors import InputError
 from psi_engine.names import read_names
@@ -59,8 +59,8 @@ def read(paths: Sequence[Path], options: ReadOptions) -> Contents:
     *layers, images, texts = files
     tensors = {path: read_pt(path, what) for path, what in _roles(layers, images, texts)}
     activations: dict[str, Tensor] = {}
-    for path in layers:
-        name = options.layer if options.layer and len(layers) == 1 else _layer(path, layers)
+    names = only_name(options.layer, [_layer(path, layers) for path in layers])
+    for path, name in zip(layers, names, strict=True):
         if name in activations:
             raise InputError(
                 "two files hold activations of one layer",

@@ -6,7 +6,7 @@ decides what can be done with them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -270,6 +270,26 @@ class ReadOptions:
     top_k: int = 50
     drop_missing: bool = False
     layer: str | None = None
+
+
+def only_name(name: str | None, found: Sequence[str]) -> list[str]:
+    """Return the layers found in files, the only one of them under the name that was given.
+
+    Raises
+    ------
+    InputError
+        A name is given, and there are several layers.
+    """
+    if name is None:
+        return list(found)
+    if len(found) > 1:
+        raise InputError(
+            "one name was given for several layers",
+            got=f"--layer {name} for {', '.join(found)}",
+            expected="the files of one layer",
+            fix="leave --layer out, or name the files of one layer",
+        )
+    return [name] * len(found)
 
 
 def require_safe(layer: str) -> None:

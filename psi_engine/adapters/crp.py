@@ -23,7 +23,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from psi_engine.adapters.contents import Contents, ReadOptions, TopExamples, file_stem, new_files
+from psi_engine.adapters.contents import (
+    Contents,
+    ReadOptions,
+    TopExamples,
+    file_stem,
+    new_files,
+    only_name,
+)
 from psi_engine.adapters.safe_files import read_npy, write_npy
 from psi_engine.adapters.subset import read_channels, write_channels
 from psi_engine.errors import InputError
@@ -48,7 +55,8 @@ def read(paths: Sequence[Path], options: ReadOptions) -> Contents:
     layers = [path.name.removesuffix("_data.npy") for path in sorted(folder.glob("*_data.npy"))]
     if not layers:
         raise InputError("no layer in the folder", got=str(folder), expected=WHAT)
-    examples = [_layer(folder, layer, options) for layer in layers]
+    names = only_name(options.layer, layers)
+    examples = [_layer(folder, *pair, options) for pair in zip(layers, names, strict=True)]
     notes = ["the values are relevances, not activations"] if "RelMax" in folder.name else []
     return Contents(examples=tuple(examples), notes=tuple(notes))
 
@@ -67,7 +75,7 @@ def _folder(path: Path) -> Path:
     return found[0]
 
 
-def _layer(folder: Path, layer: str, options: ReadOptions) -> TopExamples:
+def _layer(folder: Path, layer: str, name: str, options: ReadOptions) -> TopExamples:
     data = read_npy(folder / f"{layer}_data.npy", "image ids (K, channels)", 2, "ids")
     rel = read_npy(folder / f"{layer}_rel.npy", "activations (K, channels)", 2)
     rf = read_npy(folder / f"{layer}_rf.npy", "unit indices (K, channels)", 2, "ids")
@@ -87,7 +95,7 @@ def _layer(folder: Path, layer: str, options: ReadOptions) -> TopExamples:
         for x, kind in ((data, np.int64), (rel, np.float32), (rf, np.int64))
     )
     channels = read_channels(folder, layer, len(ids))
-    return TopExamples(layer, ids, values, positions, options.grid, channels)
+    return TopExamples(name, ids, values, positions, options.grid, channels)
 
 
 def write(contents: Contents, folder: Path) -> list[Path]:

@@ -38,6 +38,7 @@ from psi_engine.adapters.contents import (
     TopExamples,
     file_stem,
     new_files,
+    only_name,
 )
 from psi_engine.adapters.safe_files import read_csv, read_npy, write_csv
 from psi_engine.adapters.subset import read_channels, write_channels
@@ -67,8 +68,8 @@ def read(paths: Sequence[Path], options: ReadOptions) -> Contents:
     if not folders:
         raise InputError("no exemplars in the folder", got=str(root), expected=WHAT)
     examples, exemplars = [], {}
-    for folder in folders:
-        name = options.layer if options.layer and len(folders) == 1 else folder.name
+    names = only_name(options.layer, [folder.name for folder in folders])
+    for folder, name in zip(folders, names, strict=True):
         found, pictures = _layer(folder, name)
         examples.append(found)
         exemplars[name] = pictures

@@ -65,11 +65,14 @@ def read(paths: Sequence[Path], options: ReadOptions) -> Contents:
     ids = torch.from_numpy(np.where(rows < 0, -1, rows // tokens))
     places = torch.from_numpy(np.where(rows < 0, 0, rows % tokens))
     stats = _stats(columns)
+    notes = [f"{matrix.shape[0] // tokens} images of {tokens} tokens"]
+    if below := int((columns.data < 0).sum()):
+        notes.append(f"activations below 0, which are never among the top ones: {below}")
     examples = TopExamples(layer, ids, torch.from_numpy(values), places, grid, stats=stats)
     return Contents(
         examples=(examples,),
         images=matrix.shape[0] // tokens,
-        notes=(f"{matrix.shape[0] // tokens} images of {tokens} tokens",),
+        notes=tuple(notes),
     )
 
 

@@ -30,7 +30,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from psi_engine.adapters.contents import Contents, ReadOptions, TopExamples, file_stem, new_files
+from psi_engine.adapters.contents import (
+    Contents,
+    ReadOptions,
+    TopExamples,
+    file_stem,
+    new_files,
+    only_name,
+)
 from psi_engine.adapters.safe_files import read_safetensors
 from psi_engine.adapters.subset import read_channels, write_channels
 from psi_engine.artifacts import write_tensors
@@ -134,14 +141,8 @@ def _renamed(
     layer: str, examples: Sequence[TopExamples], embedded: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     """The database under the name that was given to its cache; a name is for one layer only."""
-    if len(examples) > 1 or len(embedded) > 1:
-        raise InputError(
-            "one name was given for several layers",
-            got=f"--layer {layer} for {max(len(examples), len(embedded))} layers",
-            expected="the files of one layer",
-            fix="leave --layer out, or name one cache and its database",
-        )
-    return {layer: next(iter(embedded.values()))} if embedded else {}
+    only_name(layer, [part.layer for part in examples])
+    return dict(zip(only_name(layer, [*embedded]), embedded.values(), strict=True))
 
 
 def _require_fit(examples: Sequence[TopExamples], embedded: dict[str, Tensor]) -> None:

@@ -52,6 +52,8 @@ def test_layers_are_told_apart(tmp_path: Path) -> None:
     both = [files[1], tmp_path / "q_net_layer4_max.pt"]
     assert adapters.read("clip-dissect", *both, *rest).layers == tuple(p.stem for p in both)
     assert adapters.read("clip-dissect", files[0], *rest, layer="mine").layers == ("mine",)
+    with pytest.raises(InputError, match="two files hold activations of one layer"):
+        adapters.read("clip-dissect", files[0], files[0], *rest)
 
 
 @pytest.mark.parametrize(

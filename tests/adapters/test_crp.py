@@ -75,6 +75,15 @@ def test_written_and_read_again_is_the_same(tmp_path: Path) -> None:
     contents.same(adapters.read("crp", tmp_path, grid=contents.GRID).examples[0], part)
 
 
+def test_a_given_name_is_for_one_layer_only(copied: Path) -> None:
+    assert adapters.read("crp", copied, layer="mine").layers == ("mine",)
+    for kind in ("data", "rel", "rf"):
+        shutil.copy(copied / FOLDER / f"relu_{kind}.npy", copied / FOLDER / f"b_{kind}.npy")
+    assert adapters.read("crp", copied).layers == ("b", "relu")
+    with pytest.raises(InputError, match="one name was given for several layers; .* for b, relu"):
+        adapters.read("crp", copied, layer="mine")
+
+
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [

@@ -106,6 +106,14 @@ def test_activations_below_zero_are_not_written_to_be_lost(tmp_path: Path) -> No
         adapters.write("saev", adapters.Contents(examples=(low,)), tmp_path)
 
 
+def test_activations_below_zero_are_counted(tmp_path: Path) -> None:
+    assert len(adapters.read("saev", write(tmp_path), grid=GRID).notes) == 1
+    values = dense()
+    values[3:5, 1] = -1
+    notes = adapters.read("saev", write(tmp_path, sparse.csr_array(values)), grid=GRID).notes
+    assert notes[1] == "activations below 0, which are never among the top ones: 2"
+
+
 def broken(**changes: np.ndarray) -> dict[str, np.ndarray]:
     matrix = sparse.csr_array(dense())
     parts = {
