@@ -78,9 +78,12 @@ def _runs_and_text(words: list[str], asked: bool) -> tuple[list[str], str | None
     """Run folders and the text; the text comes last."""
     if asked:
         return words, None
+    from psi_engine.artifacts import MANIFEST  # brings torch, which --help can do without
+
     *runs, text = words
-    if not runs:
-        missing = "query" if Path(text).is_dir() else "run folder"
+    forgotten = (Path(text) / MANIFEST).is_file() or (not runs and Path(text).is_dir())
+    if forgotten or not runs:
+        missing = "query" if forgotten else "run folder"
         raise InputError(
             f"no {missing} is given",
             got=repr(text),

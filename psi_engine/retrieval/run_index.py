@@ -29,6 +29,10 @@ ROWS = f"{FOLDER}/rows.parquet"
 _VERSION = 1
 # Of what is kept: another one makes the index anew.
 
+_SCHEMA = pa.schema([("layer", pa.string()), ("channel", pa.int64()), ("cluster", pa.int64())])
+_TOLD = 120
+# Letters of a library's message.
+
 
 @dataclass(frozen=True)
 class RunIndex:
@@ -117,20 +121,40 @@ def open_index(run: Run, tell: Callable[[str], None]) -> RunIndex:
             fix="search a run of psi-engine run",
         )
     key = fingerprint(FOLDER, _VERSION, stages["score"]["key"])
-    if (run.path / ROWS).is_file() and (run.path / INDEX).is_file():
-        rows = pq.read_table(run.path / ROWS)
-        notes = json.loads(rows.schema.metadata[b"search"])
-        if notes["key"] == key:
-            return RunIndex(
-                run, rows, torch.tensor(notes["centre"]), Nearest.read(run.path / INDEX)
-            )
-        tell(f"{run.path} was scored anew: its search index is made again")
+    held = _held(run, key, tell)
+    if held is not None:
+        return held
     built = _build(run)
     try:
         _write(built, key)
     except (OSError, DiskFullError) as error:
         tell(f"the search index of {run.path} could not be kept: {error}")
     return built
+
+
+def _held(run: Run, key: str, tell: Callable[[str], None]) -> RunIndex | None:
+    """What was kept, if it is of these scores and whole; else None, and why unless never made."""
+    if not ((run.path / ROWS).is_file() and (run.path / INDEX).is_file()):
+        return None
+    try:
+        rows = pq.read_table(run.path / ROWS)
+        notes = json.loads(rows.schema.metadata[b"search"])
+        if notes["key"] != key:
+            tell(f"{run.path} was scored anew: its search index is made again")
+            return None
+        held = RunIndex(run, rows, torch.tensor(notes["centre"]), Nearest.read(run.path / INDEX))
+        if rows.schema.remove_metadata() != _SCHEMA:
+            raise ValueError(f"columns {rows.schema.names}")
+        if held.nearest.rows.shape != (len(rows), len(held.centre)):
+            raise ValueError(f"{tuple(held.nearest.rows.shape)} numbers for {len(rows)} rows")
+    except Exception as error:  # Arrow, JSON and faiss each raise their own; all can be made again
+        why = " ".join(str(error).split())[:_TOLD]
+        tell(
+            f"the search index of {run.path} is damaged and made again "
+            f"({type(error).__name__}: {why})"
+        )
+        return None
+    return held
 
 
 def _build(run: Run) -> RunIndex:
@@ -140,8 +164,8 @@ def _build(run: Run) -> RunIndex:
     for name, layer in stored.layers.items():
         found = prototypes(layer, stored.assignments(name))
         parts.append(_centred(found.vectors, centre))
-        columns = {"channel": found.channel.numpy(), "cluster": found.cluster.numpy()}
-        tables.append(pa.table({"layer": pa.array([name] * len(parts[-1])), **columns}))
+        columns = ([name] * len(parts[-1]), found.channel.numpy(), found.cluster.numpy())
+        tables.append(pa.table(list(columns), schema=_SCHEMA))
     return RunIndex(run, pa.concat_tables(tables), centre, Nearest.build(parts, len(centre)))
 
 

@@ -79,6 +79,7 @@ def test_a_remade_index_is_noted_on_stderr(copy: Path) -> None:
     ("arguments", "message"),
     [
         (("RUN",), "no query is given"),
+        (("RUN", "RUN"), "no query is given"),
         (("red",), "no run folder is given"),
         (("nowhere", "red"), "not a run folder"),
         (("RUN", " "), "the query is empty"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,40 @@ def test_other_scores_make_another_index_and_say_so_once(copy: Path) -> None:
         f"{copy} was scored anew: its search index is made again",
     )
     assert opened.search("red").notes == ()
+    assert psi.search(copy, "red").notes == ()
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def stripped(path: Path) -> None:
+    pq.write_table(pq.read_table(path).replace_schema_metadata(None), path)
+
+
+def shortened(path: Path) -> None:
+    pq.write_table(pq.read_table(path).slice(1), path)
+
+
+def renamed(path: Path) -> None:
+    table = pq.read_table(path)
+    names = ["level", "channel", "cluster"]
+    pq.write_table(table.rename_columns(names).replace_schema_metadata(table.schema.metadata), path)
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [(INDEX, cut), (ROWS, cut), (ROWS, stripped), (ROWS, shortened), (ROWS, renamed)],
+)
+def test_a_damaged_index_is_made_again_and_told_once(
+    copy: Path, file: str, damage: Callable[[Path], None]
+) -> None:
+    expected = psi.search(copy, "red").table
+    damage(copy / file)
+    found = psi.search(copy, "red")
+    assert found.table.equals(expected)
+    (note,) = found.notes
+    assert note.startswith(f"the search index of {copy} is damaged and made again (")
     assert psi.search(copy, "red").notes == ()
 
 
