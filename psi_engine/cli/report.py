@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import traceback
 import webbrowser
 from pathlib import Path
 from typing import Annotated
@@ -57,8 +58,16 @@ def report(
             webbrowser.open(made.index.resolve().as_uri())
 
 
-def add_report(console: Console, run_folder: Path, quiet: bool) -> str | None:
+def add_report(console: Console, run_folder: Path, quiet: bool, debug: bool = False) -> str | None:
     """Write the report at the end of a run; a failure is told and leaves the run as it is.
+
+    Parameters
+    ----------
+    console : Console
+    run_folder : Path
+    quiet : bool
+    debug : bool
+        Print the traceback of a failure too.
 
     Returns
     -------
@@ -70,8 +79,11 @@ def add_report(console: Console, run_folder: Path, quiet: bool) -> str | None:
     try:
         with contextlib.redirect_stdout(sys.stderr), screen(console, quiet) as progress:
             made = write(run_folder, progress=progress)
-    except PsiEngineError as error:
-        sys.stderr.write(f"note: the scores are kept, but no report could be written: {error}\n")
+    except Exception as error:  # whatever it is: the run is finished and must not look failed
+        if debug:
+            traceback.print_exc()
+        told = error if isinstance(error, PsiEngineError) else f"{type(error).__name__}: {error}"
+        sys.stderr.write(f"note: the scores are kept, but no report could be written: {told}\n")
         return None
     if not quiet:
         for note in made.notes:

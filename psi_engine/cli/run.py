@@ -113,7 +113,7 @@ def run(
     with reported(debug, resumable=True):
         options = _options(config, {**locals(), "config": None, "shard": None})
         if shard is None:
-            _run(options, no_report, as_json, quiet)
+            _run(options, no_report, as_json, quiet, debug)
         else:
             _mine_shard(options, shard, as_json, quiet)
 
@@ -155,11 +155,16 @@ def demo(
         from psi_engine import demo as world
 
         options = dict(world.RUN_OPTIONS) | {"out": out, "seed": seed}
-        _run(options, no_report, as_json, quiet, closing=world.judge)
+        _run(options, no_report, as_json, quiet, debug, closing=world.judge)
 
 
 def _run(
-    options: dict[str, Any], no_report: bool, as_json: bool, quiet: bool, closing: Any = None
+    options: dict[str, Any],
+    no_report: bool,
+    as_json: bool,
+    quiet: bool,
+    debug: bool,
+    closing: Any = None,
 ) -> None:
     from psi_engine.config import RunConfig
     from psi_engine.distributed import launched_rank
@@ -181,7 +186,7 @@ def _run(
     if not no_report:
         from psi_engine.cli.report import add_report  # after `run`, which --help names first
 
-        summary["report"] = add_report(console, result.path, quiet or as_json)
+        summary["report"] = add_report(console, result.path, quiet or as_json, debug)
     finish(console, summary, as_json, quiet)
 
 

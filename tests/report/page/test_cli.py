@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from typer.testing import CliRunner
 
 from psi_engine.artifacts import Run
@@ -57,6 +58,7 @@ def test_run_ends_with_a_report_unless_told_not_to(toy_run: Run, tmp_path: Path)
     whole = call("run", *options)
     assert whole.exit_code == 0, whole.stderr
     assert "report: " in whole.stderr
+    assert "within each layer" not in whole.stderr  # there is one
     assert (tmp_path / "run/report/index.html").is_file()
 
 
@@ -66,3 +68,15 @@ def test_a_report_that_fails_leaves_the_run_as_it_is(copied: Run, capsys: Any) -
     told = capsys.readouterr()
     assert "the scores are kept, but no report could be written" in told.err
     assert told.out == ""
+
+
+def test_a_failure_nobody_foresaw_leaves_the_run_too(
+    toy_run: Run, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr("psi_engine.report_run.report", lambda *_, **__: 1 / 0)
+    assert add_report(error_console(), toy_run.path, quiet=True) is None
+    told = capsys.readouterr().err
+    assert "no report could be written: ZeroDivisionError: division by zero" in told
+    assert "Traceback" not in told
+    assert add_report(error_console(), toy_run.path, quiet=True, debug=True) is None
+    assert "Traceback" in capsys.readouterr().err
