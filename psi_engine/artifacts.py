@@ -14,12 +14,11 @@ import functools
 import hashlib
 import json
 import os
-import platform
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from datetime import UTC, datetime
-from importlib import import_module, metadata
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +42,7 @@ from psi_engine.types import (
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+CONFIG = "config.toml"  # the settings
 STAGES = ("mine", "patches", "embed", "score", "swap")
 """In the order they run; each needs the ones before it. A run ends with ``score``."""
 
@@ -53,10 +53,6 @@ _MINED_PARTS: dict[str, Any] = {
     "pool": PoolSites,
     "stats": ActivationStats,
 }
-_RECORDED = (
-    "torch", "torchvision", "open_clip_torch", "timm", "pillow", "numpy", "numba", "pyarrow",
-)  # fmt: skip
-
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -188,18 +184,6 @@ def tensor_fingerprint(tensor: Tensor) -> str:
     return digest.hexdigest()
 
 
-def versions() -> dict[str, str]:
-    """Versions of psi-engine, Python and the libraries that can change a number."""
-    from psi_engine import __version__
-
-    found = {"psi_engine": __version__, "python": platform.python_version()}
-    for name in _RECORDED:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    found["torch"] = torch.__version__  # with the build's tag, which the metadata leave out
-    return found
-
-
 class RunFolder:
     """A run folder that is being written.
 
@@ -209,7 +193,8 @@ class RunFolder:
         Created when absent.
     identity : Mapping[str, str]
         What makes two runs the same run: model, weights, data (names and fingerprints). A folder
-        that holds another identity, another schema version or foreign files is refused.
+        that holds another identity, another schema version or foreign files is refused, unless
+        nothing was made under that identity.
     world : World
         The ranks of the job. All call the same methods; rank 0 alone reads and writes, and what
         it found holds for all.
@@ -228,6 +213,8 @@ class RunFolder:
         path = self.path
         refuse_other_run(path, identity)
         old = _existing_manifest(path)
+        if old is not None and _differing(old, identity):
+            old = None  # nothing was made under it
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -405,7 +392,7 @@ def _existing_manifest(path: Path) -> dict[str, Any] | None:
 
 
 def refuse_other_run(path: Path, identity: Mapping[str, str]) -> None:
-    """Raise when a folder holds something else than a run of this identity, or part of it.
+    """Raise when a folder holds something else than this run; one of which nothing was made may go.
 
     Raises
     ------
@@ -417,15 +404,27 @@ def refuse_other_run(path: Path, identity: Mapping[str, str]) -> None:
         return
     if manifest.get("schema_version") != SCHEMA_VERSION:
         raise _wrong_schema(path, manifest)
-    held = manifest.get("identity", {})
-    differing = sorted(k for k in identity if held.get(k) != identity[k])
-    if differing:
+    differing = _differing(manifest, identity)
+    if differing and not _nothing_made(path, manifest):
+        held = manifest.get("identity", {})
         raise RunFolderError(
             f"{path} holds another run",
             got="; ".join(f"{k} {identity.get(k)}" for k in differing),
             expected="; ".join(f"{k} {held.get(k)}" for k in differing),
             fix="give another --out; nothing was overwritten",
         )
+
+
+def _differing(manifest: Mapping[str, Any], identity: Mapping[str, str]) -> list[str]:
+    held = manifest.get("identity", {})
+    return sorted(name for name in identity if held.get(name) != identity[name])
+
+
+def _nothing_made(path: Path, manifest: Mapping[str, Any]) -> bool:
+    if any(entry.get("status") == "done" for entry in manifest.get("stages", {}).values()):
+        return False
+    made = (x for x in path.rglob("*") if not x.is_dir() and x.name[0] != ".")
+    return all(x.parent == path and x.name in (MANIFEST, CONFIG) for x in made)
 
 
 def _wrong_schema(path: Path, manifest: Mapping[str, Any]) -> RunFolderError:

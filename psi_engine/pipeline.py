@@ -30,7 +30,7 @@ from psi_engine.mining import dead_channels
 from psi_engine.mining_pass import PARTIAL, Work, mine_images, work_of
 from psi_engine.ops.backend import memory_budget
 from psi_engine.patches import collect_patches, receptive_field, site_boxes
-from psi_engine.provenance import made_here
+from psi_engine.provenance import made_here, versions
 from psi_engine.scores.describe import describe_clusters
 from psi_engine.settings import write_run_settings
 from psi_engine.shards import told_aside
@@ -129,7 +129,7 @@ def _stages(
     folder.describe(
         keys,
         config=asdict(config),
-        versions=artifacts.versions(),
+        versions=versions(),
         device=_device_name(inputs.device),
         backend=inputs.backend,
         ranks=world.size,

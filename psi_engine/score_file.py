@@ -26,7 +26,9 @@ from torch import Tensor
 
 from psi_engine import artifacts
 from psi_engine.config import ScoreConfig
+from psi_engine.distributed import LOCK, only_job
 from psi_engine.errors import InputError
+from psi_engine.provenance import versions
 from psi_engine.scores.arrays import as_tensor
 from psi_engine.scores.describe import describe_clusters
 from psi_engine.scores.score import score
@@ -105,16 +107,17 @@ def score_file(
         tables["sites"].append(patch_table(layer, scores, side.get("labels")))
         tables["nulls"].append(null_table(layer, channels, scores))
         notes[layer] = list(scores.notes)
-    folder = artifacts.RunFolder(out, identity)
-    key = artifacts.fingerprint("score", content, config)
-    folder.describe({"score": key}, config=asdict(config), versions=artifacts.versions())
-    given = {"file": file, "labels": labels, "text": text, "pool": pool, "out": out}
-    write_score_settings(folder.path, config, given | {"device": device})
-    folder.begin("score", key)
-    for name, parts in tables.items():
-        artifacts.write_table(folder.path / f"{name}.parquet", pa.concat_tables(parts))
-    seconds = time.perf_counter() - started
-    folder.finish("score", [f"{name}.parquet" for name in tables], seconds, notes=notes)
+    with only_job(out / LOCK):
+        folder = artifacts.RunFolder(out, identity)
+        key = artifacts.fingerprint("score", content, config)
+        folder.describe({"score": key}, config=asdict(config), versions=versions())
+        given = {"file": file, "labels": labels, "text": text, "pool": pool, "out": out}
+        write_score_settings(folder.path, config, given | {"device": device})
+        folder.begin("score", key)
+        for name, parts in tables.items():
+            artifacts.write_table(folder.path / f"{name}.parquet", pa.concat_tables(parts))
+        seconds = time.perf_counter() - started
+        folder.finish("score", [f"{name}.parquet" for name in tables], seconds, notes=notes)
     return artifacts.open_run(folder.path)
 
 

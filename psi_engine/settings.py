@@ -21,9 +21,6 @@ from psi_engine import artifacts
 from psi_engine.config import RunConfig, ScoreConfig
 from psi_engine.errors import InputError
 
-CONFIG = "config.toml"
-"""Of a run folder."""
-
 _REPEATS = (
     "Every setting of this run, as it was used. psi-engine {command} --config FILE --out FOLDER "
     "repeats it; options of the command line win over the file."
@@ -76,7 +73,7 @@ def write_score_settings(
 
 def _write(folder: Path, command: str, values: Mapping[str, Any], docs: Mapping[str, str]) -> None:
     head = "\n".join(_comment(_REPEATS.format(command=command)))
-    with artifacts.atomic(folder / CONFIG) as temporary:
+    with artifacts.atomic(folder / artifacts.CONFIG) as temporary:
         text = f"{head}\n\n{to_toml(values, docs)}"
         temporary.write_text(text, encoding="utf-8", newline="\n")
 

@@ -73,10 +73,31 @@ def test_stage_is_done_only_under_its_key_and_with_its_files(tmp_path: Path) -> 
 @pytest.mark.parametrize("part", ["model", "weights", "data"])
 def test_folder_of_another_run_is_refused_and_untouched(tmp_path: Path, part: str) -> None:
     artifacts.RunFolder(tmp_path, IDENTITY).save()
+    (tmp_path / "mining.partial").mkdir()
+    (tmp_path / "mining.partial/0001-00000.safetensors").write_text("hours of work")
     before = (tmp_path / "manifest.json").read_bytes()
     with pytest.raises(RunFolderError, match=rf"another run.*got {part} other.*expected {part} "):
         artifacts.RunFolder(tmp_path, {**IDENTITY, part: "other"})
     assert (tmp_path / "manifest.json").read_bytes() == before
+
+
+def test_a_folder_in_which_nothing_was_made_is_taken_over(tmp_path: Path) -> None:
+    """A run that is refused for its memory leaves its settings, and no results under them."""
+    other = {**IDENTITY, "data": "other"}
+    folder = artifacts.RunFolder(tmp_path, IDENTITY)
+    folder.describe(config={"memory": 1})
+    folder.begin("mine", "k")
+    (tmp_path / artifacts.CONFIG).write_text("memory = 1")
+    (tmp_path / "mining.partial").mkdir()
+    artifacts.RunFolder(tmp_path, IDENTITY)  # the same run goes on
+    taken = artifacts.RunFolder(tmp_path, other)
+    assert taken.manifest["identity"] == other
+    assert taken.manifest["stages"] == {}
+    assert "config" not in taken.manifest
+    taken.begin("mine", "k")
+    taken.finish("mine", [], 0.1)
+    with pytest.raises(RunFolderError, match="another run"):
+        artifacts.RunFolder(tmp_path, IDENTITY)
 
 
 def test_foreign_folders_are_refused(tmp_path: Path) -> None:

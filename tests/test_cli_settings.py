@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import typer
 
+from psi_engine.artifacts import CONFIG
 from psi_engine.cli import app
-from psi_engine.settings import CONFIG
 from psi_engine.tables import SCORED
 from tests import toy
 from tests.test_cli import call, call_run

@@ -30,6 +30,7 @@ from psi_engine.errors import InputError
 from psi_engine.inputs import Texts
 from psi_engine.models import LoadedModel, load_model, may_download
 from psi_engine.ops.backend import resolve_device
+from psi_engine.provenance import versions
 from psi_engine.report.plots.style import FORMS
 from psi_engine.types import Progress
 from psi_engine.validation.combinations import COMBINATIONS, Combination
@@ -205,7 +206,7 @@ def _run(
     draw(table, folder.path / FIGURE)
     folder.describe(
         config=asdict(config),
-        versions=artifacts.versions(),
+        versions=versions(),
         counts={
             "images": len(images.ids),
             "unreadable": len(inputs.source) - len(images.ids),

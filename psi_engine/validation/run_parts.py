@@ -17,6 +17,7 @@ from psi_engine import artifacts
 from psi_engine.artifacts import Run, fingerprint
 from psi_engine.distributed import LOCK, only_job
 from psi_engine.errors import InputError, PsiEngineError
+from psi_engine.provenance import versions
 from psi_engine.report.parts import FOLDER, read_record, read_tables, record_path, score_key
 from psi_engine.report.plots.style import FORMS
 from psi_engine.stored import StoredRun, load_stored
@@ -174,7 +175,7 @@ def _compute(part: Part, context: Context, key: str) -> dict[str, Any]:
         "figures": [],
         "notes": list(result.notes),
         "headline": list(result.headline),
-        "versions": artifacts.versions(),
+        "versions": versions(),
     }
 
 
