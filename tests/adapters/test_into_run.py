@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +263,13 @@ def test_every_tool_takes_a_run(ran: psi.Run, tmp_path: Path) -> None:
     assert torch.equal(contents.examples[0].image_ids, sites.image_ids[:, :6])
     with pytest.raises(InputError, match="conv2 cannot be written for saev"):  # one is negative
         adapters.write("saev", contents, tmp_path / "saev")
+    first = contents.examples[0]
+    fields = (first.image_ids, first.values, first.positions)
+    part = adapters.TopExamples("conv2", *(x[1:7] for x in fields), first.grid)
+    adapters.write("saev", replace(contents, examples=(part,)), tmp_path / "saev")
+    back = adapters.read("saev", tmp_path / "saev", images=48, top_k=6)  # as --data says it
+    assert back.examples[0].grid == (8, 8)
+    assert torch.equal(back.examples[0].image_ids, part.image_ids)
     for tool in ("semanticlens", "crp", "clip-dissect", "sae-for-vlm"):
         assert all(path.is_file() for path in adapters.write(tool, contents, tmp_path / tool))
     found = adapters.read("semanticlens", tmp_path / "semanticlens")
