@@ -111,7 +111,8 @@ def run_facts(run: Run, table: pa.Table, nulls: pa.Table | None) -> dict[str, An
     Returns
     -------
     dict
-        ``title``, ``facts`` (label and text), ``notes``, ``alpha``, ``adjust``, ``components``, ``peers``, ``verdicts``, ``layers``.
+        ``title``, ``facts`` (label and text), ``notes``, ``alpha``, ``adjust``,
+        ``components``, ``peers``, ``verdicts``, ``layers``.
     """
     manifest = run.manifest
     config = manifest["config"]
@@ -129,7 +130,9 @@ def run_facts(run: Run, table: pa.Table, nulls: pa.Table | None) -> dict[str, An
     used = used_nulls(score, nulls)
     return {
         "title": title,
-        "facts": _facts(manifest, config, score, used),
+        "facts": _facts(
+            manifest, config, score, {x: each for x, each in used.items() if present[x]}
+        ),
         "notes": told,
         "alpha": score["alpha"],
         "adjust": score["adjust"],
@@ -185,12 +188,13 @@ def _of(weights: str | None) -> str:
 
 
 def _nulls(score: Mapping[str, Any], used: Mapping[str, Sequence[words.Used]]) -> str:
-    each = [
-        f"{x.upper()} " + " or ".join(f"{null} ({draws:,} draws)" for null, draws in used[x])
-        + _instead(score[f"{x}_null"], used[x])
-        for x in COMPONENTS
-    ]  # fmt: skip
-    return f"{', '.join(each)}; D is {score['d_measure']}"
+    """Of the components that the run has."""
+    parts = []
+    for x, each in used.items():
+        drawn = " or ".join(f"{null} ({draws:,} draws)" for null, draws in each)
+        parts.append(f"{x.upper()} {drawn}{_instead(score[f'{x}_null'], each)}")
+    measure = f"; D is {score['d_measure']}" if "d" in used else ""
+    return f"{', '.join(parts)}{measure}"
 
 
 def _instead(asked: str, used: Sequence[words.Used]) -> str:

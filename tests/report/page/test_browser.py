@@ -71,7 +71,9 @@ def test_it_opens_with_the_headline_and_every_verdict(page: Any, toy_run: Run) -
     assert page.title().startswith("Overview")
     words = {0: "None", 1: "One"}
     opening = words.get(found.count("polysemantic"), str(found.count("polysemantic")))
-    assert page.locator("h1").inner_text().startswith(f"{opening} of {len(found)} channels")
+    headline = page.locator("h1").inner_text()
+    assert headline.startswith(f"{opening} of {len(found)} channels")
+    assert headline.endswith(", controlled within each layer")
     counts = page.evaluate("PSI.verdicts.counts()")
     assert counts == {name: found.count(name) for name in VERDICTS}
 
@@ -143,6 +145,19 @@ def test_the_table_sorts_filters_and_searches(page: Any, toy_run: Run) -> None:
     page.locator(".rows").focus()
     page.keyboard.press("Escape")
     assert len(rows(page)) == len(table)
+
+
+def test_channels_without_a_concept_come_last_either_way(page: Any, toy_run: Run) -> None:
+    page.click("nav a[data-view=channels]")
+    table = toy_run.channels.select(["layer", "channel", "n_clusters"]).to_pylist()
+    nameless = {f"{r['layer']}:{r['channel']}" for r in table if not r["n_clusters"]}
+    assert nameless
+    orders = []
+    for _ in range(2):
+        page.click("th.concepts button")
+        orders.append(rows(page))
+        assert {*orders[-1][-len(nameless) :]} == nameless
+    assert orders[0] != orders[1]
 
 
 def test_a_channel_opens_by_click_by_key_and_by_link(page: Any) -> None:

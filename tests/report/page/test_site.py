@@ -1,18 +1,24 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from psi_engine.artifacts import Run, open_run, write_json
+from psi_engine.artifacts import Run, open_run, write_json, write_table
+from psi_engine.config import RunConfig
 from psi_engine.errors import InputError, RunFolderError
+from psi_engine.pipeline import run as run_pipeline
 from psi_engine.report.page import site
 from psi_engine.report_run import channel_means, report
+from psi_engine.retrieval.search import search
 from psi_engine.score_file import score_file
 from psi_engine.stored import load_stored
+from tests.toy import RUN_OPTIONS, write_images
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -104,11 +110,71 @@ def test_a_scored_file_has_a_report_without_pictures_and_map(tmp_path: Path) -> 
     assert report(run.path).kept
 
 
-def test_older_runs_without_nulls_fall_back(copied: Run) -> None:
+def test_the_nulls_named_are_those_that_were_used(copied: Run) -> None:
+    # As a run writes it whose S is compared with neighbourhoods and that had no unrelated texts.
+    rows = copied.nulls.to_pylist()
+    for row in rows:
+        if row["component"] == "s":
+            row |= {"null": "neighborhood", "replicates": 160}
+        if row["component"] == "d":
+            row["null"] = "text-shuffle"
+    write_table(copied.path / "nulls.parquet", pa.Table.from_pylist(rows, copied.nulls.schema))
+    score = copied.manifest["config"]["score"]
+    score |= {"s_null": "neighborhood", "d_null": "unrelated-text"}
+    write_json(copied.path / "manifest.json", copied.manifest)
+    core = received(report(copied.path).index.parent / "data/core.js")
+    s, q, d = core["components"]
+    assert [(c["null"], c["draws"]) for c in (s, q, d)] == [
+        ("neighborhood", 160), ("permutation", 40), ("text-shuffle", 40),
+    ]  # fmt: skip
+    assert d["chance"].startswith("texts whose coordinates were shuffled between the concepts")
+    assert "no meaning" in d["chance"]
+    told = dict(core["facts"])["Nulls"]
+    assert "S neighborhood (160 draws), Q permutation (40 draws)" in told
+    assert "D text-shuffle (40 draws) instead of unrelated-text" in told
+
+
+def test_older_runs_without_nulls_fall_back_and_say_so(copied: Run) -> None:
     (copied.path / "nulls.parquet").unlink()
     made = report(copied.path)
-    assert received(made.index.parent / "data/core.js")["null_quantiles"] is False
+    core = received(made.index.parent / "data/core.js")
+    assert core["null_quantiles"] is False
+    assert [c["draws"] for c in core["components"]] == [40] * 3
+    assert [x for x in core["notes"] if "named are those that were asked for" in x]
     assert received(made.index.parent / "data/channels-0.js")["rows"][0]["nulls"] is None
+
+
+def test_names_that_are_no_text_are_escaped(copied: Run, tmp_path: Path) -> None:
+    name = os.fsdecode(b"data-\xff")
+    try:
+        (tmp_path / name).symlink_to(copied.manifest["config"]["data"])
+    except OSError:
+        pytest.skip("the file system takes text only")
+    copied.manifest["config"]["data"] = str(tmp_path / name)
+    copied.manifest["model"]["name"] = name
+    write_json(copied.path / "manifest.json", copied.manifest)
+    made = report(copied.path)
+    assert made.notes == ()
+    core = received(made.index.parent / "data/core.js")
+    assert core["title"] == name
+    assert name in dict(core["facts"])["Images"]
+    assert "<title>data-\\udcff" in made.index.read_text(encoding="utf-8")
+
+
+def test_layers_without_a_single_patch_are_shown(tmp_path: Path) -> None:
+    options = RUN_OPTIONS | {"replicates": 2, "out": str(tmp_path / "run"), "channels": ["0:1"]}
+    options |= {"data": str(write_images(tmp_path / "images", 12))}
+    run = run_pipeline(
+        RunConfig.from_options(**options | {"model": "tests.toy:poisoned", "layers": ["0"]})
+    )
+    assert set(run.channels["n_patches"].to_pylist()) == {0}
+    folder = report(run.path).index.parent
+    core = received(folder / "data/core.js")
+    assert core["components"] == []
+    assert "Nulls" not in dict(core["facts"])
+    found = search(run.path, "red")
+    assert len(found.table) == 0
+    assert search(run.path, "red").table.schema == found.table.schema
 
 
 def test_swaps_of_older_scores_are_left_out(copied: Run) -> None:

@@ -122,7 +122,7 @@ def test_labels_beyond_five_are_counted_together() -> None:
 def test_facts_name_every_fallback(toy_run: Run) -> None:
     toy_run.manifest["stages"]["mine"]["notes"] = ["layer x fell back"]
     toy_run.manifest["stages"]["mine"]["skipped"] = [{"key": "broken.png", "reason": "no image"}]
-    facts = core.run_facts(toy_run, toy_run.channels)
+    facts = core.run_facts(toy_run, toy_run.channels, toy_run.nulls)
     assert "layer x fell back" in facts["notes"]
     assert any("broken.png: no image" in note for note in facts["notes"])
     assert [c["key"] for c in facts["components"]] == ["s", "q", "d"]
