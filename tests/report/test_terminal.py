@@ -7,7 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from psi_engine.report.terminal import ProgressScreen
+from psi_engine.report.terminal import ProgressScreen, show_summary
+from psi_engine.types import VERDICTS
 
 NOTE = "the model is the bottleneck (15% waiting for images)"
 
@@ -45,3 +46,18 @@ def test_figures_are_never_cut(width: int) -> None:
 def test_names_are_whole_where_there_is_room() -> None:
     assert "s against the null neighborhood" in shown(140)[1]
     assert "…" in shown(60)[1]
+
+
+@pytest.mark.parametrize("layers", [["a"], ["a", "b"]])
+def test_what_the_false_discovery_rate_holds_for_is_said(layers: list[str]) -> None:
+    counts = {"channels": 3, "median_log_psi": None, **dict.fromkeys(VERDICTS, 1)}
+    summary = {
+        "layers": [{"layer": name, **counts} for name in layers],
+        "top": [],
+        "notes": [],
+        "seconds": {},
+    }
+    console = Console(file=io.StringIO(), width=80)
+    with console.capture() as captured:
+        show_summary(console, summary)
+    assert ("controlled within each layer" in captured.get()) == (len(layers) > 1)
