@@ -39,7 +39,10 @@ PSI.keys = (() => {
   }
 
   function search() {
-    if (!document.getElementById("search")) { location.hash = "channels"; PSI.route(); }
+    if (!document.getElementById("search")) {
+      history.pushState(null, "", "#channels"); // a change of the hash would draw the view again, and take the focus
+      PSI.route();
+    }
     document.getElementById("search").focus();
   }
 
