@@ -10,15 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from psi_engine.artifacts import CONFIG
 from psi_engine.config import MineConfig, PatchConfig, RunConfig, ScoreConfig
 from psi_engine.errors import InputError
-from psi_engine.settings import (
-    CONFIG,
-    read_settings,
-    settings_docs,
-    to_toml,
-    write_run_settings,
-)
+from psi_engine.settings import read_settings, settings_docs, to_toml, write_run_settings
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 PLAIN = TEXT | st.booleans() | st.integers() | st.floats(allow_nan=False)
