@@ -238,7 +238,8 @@ def test_a_patch_shows_its_image_with_the_box_drawn(page: Any, toy_run: Run) -> 
 def test_search_help_and_map_work_by_keyboard(page: Any) -> None:
     page.keyboard.press("?")
     assert "Find your way" in page.locator("dialog").inner_text()
-    page.keyboard.press("Escape")
+    page.keyboard.press("Escape")  # the browser closes a dialog a moment later
+    page.locator("dialog").wait_for(state="detached")
     page.keyboard.press("/")
     page.keyboard.type("head")
     assert {name.partition(":")[0] for name in rows(page)} == {"head"}
