@@ -79,8 +79,17 @@ def kernel_folder() -> Path:
 
 
 def source(name: str) -> str:
-    """Read the text of a kernel's source."""
-    return (kernel_folder() / f"{name}.cu").read_text(encoding="utf-8")
+    """Read the text of a kernel's source, the project's headers in their places.
+
+    In one piece, because CuPy's cache of compiled kernels knows nothing of files included.
+    """
+    folder = kernel_folder()
+    text = (folder / f"{name}.cu").read_text(encoding="utf-8")
+
+    def header(found: re.Match[str]) -> str:
+        return (folder / found[1]).read_text(encoding="utf-8").replace("#pragma once\n", "")
+
+    return re.sub(r'^#include "(\w+\.cuh)"$', header, text, flags=re.MULTILINE)
 
 
 def kernel(name: str, defines: Mapping[str, str], device: torch.device) -> Any:
