@@ -65,7 +65,7 @@ class FolderSource(ImageSource):
         else:
             classes, found = _by_folder(self._root, listing)
         self._parts = listing
-        self.keys = ["/".join(parts) for parts in self._parts]
+        self.keys = [_text("/".join(parts)) for parts in self._parts]
         self._labels = None if classes is None else torch.tensor(found, dtype=torch.int64)
         self.class_names = None if classes is None else _readable(self._root, classes)
         self.fingerprint = fingerprint_of(
@@ -175,5 +175,10 @@ def _readable(root: Path, classes: list[str]) -> tuple[str, ...]:
     for folder in (root, root.parent):
         names = read_classes(folder)
         if names is not None and any(name in names.by_folder for name in classes):
-            return names.rename(classes)
-    return tuple(classes)
+            return tuple(map(_text, names.rename(classes)))
+    return tuple(map(_text, classes))
+
+
+def _text(name: str) -> str:
+    r"""A file's name as text for tables: bytes that are no UTF-8 as ``\xNN``."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 
@@ -46,6 +47,18 @@ def test_one_folder_per_class(tmp_path: Path) -> None:
     assert source.labels.tolist() == [0, 0, 1, 2]
     assert source.labels.dtype == torch.int64
     assert source.class_names == ("a", "a-b", "c")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file names are bytes on POSIX systems only")
+def test_names_that_are_no_utf8_are_text_in_tables(tmp_path: Path) -> None:
+    save(tmp_path / "plain" / "0.png", 0)
+    os.rename(tmp_path / "plain", os.fsencode(tmp_path) + b"/caf\xe9")
+    save(tmp_path / "plain" / "1.png", 1)
+    source = open_source(tmp_path)
+    assert list(source.keys) == ["caf\\xe9/0.png", "plain/1.png"]
+    assert source.class_names == ("caf\\xe9", "plain")
+    assert pa.array(source.keys).to_pylist() == list(source.keys)
+    assert torch.equal(source.view(0, SMALL), SMALL.view(picture(0)))
 
 
 def test_a_folder_of_splits_stands_for_train(tmp_path: Path) -> None:
