@@ -11,8 +11,7 @@ of to ``benchmarks/results/reproduction/`` and rewrites what stands between the 
 from __future__ import annotations
 
 import argparse
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from benchmarks.harness import RESULTS
+from benchmarks.pages import filled, markdown
 from psi_engine.artifacts import Run, open_run, write_json
 from psi_engine.report.parts import read_record, read_tables
 
@@ -51,7 +51,6 @@ _PRESETS = {
     "paper": {"PSI": "paper", "S": "rotation", "Q": "permutation", "D": "text-shuffle"},
     "calibrated": {"PSI": "calibrated", "S": "pool", "Q": "permutation", "D": "text-rotation"},
 }
-_MARK = re.compile(r"(<!-- begin (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Rows = list[dict[str, Any]]
 
@@ -119,12 +118,6 @@ def _nameless(value: Any) -> Any:
 
 def _some(entry: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: entry[name] for name in names if name in entry}
-
-
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def _area(row: dict[str, Any] | None, name: str = "auroc") -> str:
@@ -304,8 +297,7 @@ def main() -> None:
         "encoders": lambda: encoders(two),
     }
     text = arguments.page.read_text(encoding="utf-8")
-    text = _MARK.sub(lambda found: found[1] + made[found[2]]() + found[3], text)
-    arguments.page.write_text(text, encoding="utf-8")
+    arguments.page.write_text(filled(text, made), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,162 @@
+"""README and docs against what the tracked results make; an altered result is noticed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import figures, goals, tables
+from benchmarks.details import gpu as gpu_table
+from benchmarks.harness import Spread
+from benchmarks.overview import overview
+from benchmarks.pages import blocks, device, filled, number, seconds
+
+PROJECT = tables.PROJECT
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """Pages, figures and results, to be changed."""
+    (tmp_path / "docs/assets").mkdir(parents=True)
+    for name in (*tables.PAGES, *(f"docs/assets/{x.name}" for x in _figures())):
+        shutil.copy(PROJECT / name, tmp_path / name)
+    shutil.copytree(tables.RESULTS, tmp_path / "results")
+    return tmp_path
+
+
+def _figures() -> list[Path]:
+    return sorted((PROJECT / "docs/assets").glob("speed-*.svg"))
+
+
+def _alter(copy: Path, name: str, change: Any) -> None:
+    path = copy / "results" / f"{name}.json"
+    result = json.loads(path.read_text(encoding="utf-8"))
+    change(result)
+    path.write_text(json.dumps(result), encoding="utf-8")
+
+
+def test_pages_and_figures_are_what_the_results_make() -> None:
+    assert tables.differing(PROJECT, tables.RESULTS) == [], "run python -m benchmarks.tables"
+    held = tables.read(tables.RESULTS)
+    assert {path.stem for path in _figures()} == {f"speed-{x}" for x in figures.wanted(held)}
+    assert all(path.stat().st_size < 40_000 for path in _figures())
+    there = {name for page in tables.PAGES for name in blocks((PROJECT / page).read_text())}
+    assert there == set(tables.made(held))
+
+
+def test_an_altered_figure_is_noticed_and_written_anew(copy: Path) -> None:
+    def slower(result: dict[str, Any]) -> None:
+        (row,) = [
+            row for row in result["rows"]
+            if (row["null"], row["what"], row["route"]) == ("rotation-samples", "SQD", "psi-engine")
+        ]  # fmt: skip
+        row["seconds_p50"] = 98.7
+
+    _alter(copy, "scoring", slower)
+    where = [
+        "README.md: overview", "docs/speed.md: scoring", "docs/assets/speed-peers.svg",
+    ]  # fmt: skip
+    assert tables.differing(copy, copy / "results") == where
+    tables.write(copy, copy / "results")
+    assert tables.differing(copy, copy / "results") == []
+    for page in tables.PAGES:
+        assert "98.7" in (copy / page).read_text(encoding="utf-8")
+    assert figures.data_of(copy / "docs/assets/speed-peers.svg")["rotation-samples"][
+        "psi-engine"
+    ] == 98.7  # fmt: skip
+
+
+def test_prose_around_the_blocks_stays(copy: Path) -> None:
+    page = copy / "README.md"
+    text = page.read_text(encoding="utf-8")
+    page.write_text(text.replace("<!-- begin overview -->\n", "<!-- begin overview -->\nold\n"))
+    assert tables.differing(copy, copy / "results") == ["README.md: overview"]
+    tables.write(copy, copy / "results")
+    assert page.read_text(encoding="utf-8") == text
+
+
+def test_what_has_no_results_is_not_measured(copy: Path) -> None:
+    held = dict.fromkeys(tables.NAMES)
+    for name, make in tables.made(held).items():
+        assert "not measured" in make(), name
+    assert figures.wanted(held) == {}
+    lines = overview(held).splitlines()
+    assert sum("not measured" in line for line in lines) == len(lines) - 2
+
+
+def test_the_check_says_what_differs(copy: Path, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setattr(tables, "PROJECT", copy)
+    monkeypatch.setattr(tables, "RESULTS", copy / "results")
+    assert tables.main(["--check"]) == 0
+    (copy / "results/solver.json").unlink()
+    assert tables.main(["--check"]) == 1
+    told = capsys.readouterr().out
+    assert "docs/speed.md: solver differs" in told
+    assert tables.main([]) == 0
+    assert tables.main(["--check"]) == 0
+
+
+def _gpu(**facts: Any) -> dict[str, Any]:
+    about = {
+        "benchmark": "gpu", "settings": {"device": "cuda"}, "gpu": "NVIDIA H200", "commit": "abc",
+        "cpu": "x", "cores": 16,
+    } | facts  # fmt: skip
+    work = {
+        "what": "S, M = 1000", "backend": "cuda", "channels": 3072, "floor": 0.2, "of_floor": 0.4,
+        "bytes_per_second": 2e12, "copy_share": 0.5, "peak_mib": 12.0,
+        **{f"seconds_{x}": y for x, y in Spread(0.4, 0.5, 0.6)._asdict().items()},
+    }  # fmt: skip
+    return {"facts": about, "rows": [work, {"what": "Q, M = 1000", "failed": "other bits"}]}
+
+
+def test_a_gpu_s_figures_stand_beside_floors_and_goals() -> None:
+    held = dict.fromkeys(tables.NAMES) | {"gpu": _gpu()}
+    text = gpu_table(held["gpu"])
+    (line,) = [x for x in text.splitlines() if x.startswith("| S, M = 1000")]
+    for part in ("500 ms [400 ms, 600 ms]", "200 ms", "40%", "no", "2000 (50%)", "120 ms", "1 s"):
+        assert f"| {part} |" in line, part
+    assert "**Q, M = 1000 failed**: other bits" in text
+    (line,) = [x for x in overview(held).splitlines() if "S of 3072 channels, M = 1000" in x]
+    assert "| 500 ms | goal on an H200: 1 s | 2.00× | NVIDIA H200; abc |" in line
+    (line,) = [x for x in overview(held).splitlines() if "Q of 3072 channels" in x]
+    assert "not measured" in line
+
+
+@pytest.mark.parametrize("facts", [{"settings": {"device": "cpu"}}, {"gpu": None}])
+def test_the_gpu_s_benchmark_on_a_cpu_is_no_gpu_figure(tmp_path: Path, facts: Any) -> None:
+    (tmp_path / "gpu.json").write_text(json.dumps(_gpu(**facts)))
+    assert tables.read(tmp_path)["gpu"] is None
+    (tmp_path / "gpu.json").write_text(json.dumps(_gpu()))
+    assert tables.read(tmp_path)["gpu"] is not None
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(2609.5, "2610"), (16.197, "16.2"), (0.07146, "0.0715"), (1.0, "1.00"), (float("nan"), "–")],
+)
+def test_numbers_have_three_digits(value: float, shown: str) -> None:
+    assert number(value) == shown
+
+
+def test_seconds_have_the_unit_that_keeps_them_readable() -> None:
+    assert [seconds(x) for x in (2609.5, 0.0715, 3.2e-6)] == ["2610 s", "71.5 ms", "3.20 µs"]
+
+
+def test_devices_are_named_plainly() -> None:
+    facts = {"settings": {}, "cpu": "Intel(R) Xeon(R) Processor @ 2.50GHz", "cores": 2, "gpu": "G"}
+    assert device(facts) == "Intel Xeon 2.50GHz, 2 cores"
+    assert device(facts | {"settings": {"device": "cuda:0"}}) == "G"
+
+
+def test_marks_that_nothing_fills_are_an_error() -> None:
+    with pytest.raises(KeyError, match="nothing"):
+        filled("<!-- begin nothing -->\n<!-- end -->", {})
+
+
+def test_every_goal_of_the_gpu_has_its_line() -> None:
+    text = gpu_table(None)
+    assert all(f"| {name} |" in text for name in goals.AIMS)
