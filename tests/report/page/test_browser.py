@@ -62,6 +62,15 @@ def go(page: Any, link: str) -> None:
     page.wait_for_function(READY)
 
 
+def turn_to(page: Any, view: str) -> None:
+    page.click(f"nav a[data-view={view}]")
+    page.locator(f"nav a[data-view={view}][aria-current]").wait_for()  # drawn a task later
+
+
+def wait_for_title(page: Any, start: str) -> None:
+    page.wait_for_function("start => document.title.startsWith(start)", arg=start)
+
+
 def rows(page: Any) -> list[str]:
     return page.locator("tr[data-row] td.channel a").evaluate_all("all => all.map(a => a.title)")
 
@@ -114,7 +123,7 @@ def test_the_slider_changes_headline_counts_and_channel(page: Any, toy_run: Run)
 
 
 def test_the_table_sorts_filters_and_searches(page: Any, toy_run: Run) -> None:
-    page.click("nav a[data-view=channels]")
+    turn_to(page, "channels")
     table = toy_run.channels
     scored = {
         f"{r['layer']}:{r['channel']}": r["log_psi"]
@@ -148,7 +157,7 @@ def test_the_table_sorts_filters_and_searches(page: Any, toy_run: Run) -> None:
 
 
 def test_channels_without_a_concept_come_last_either_way(page: Any, toy_run: Run) -> None:
-    page.click("nav a[data-view=channels]")
+    turn_to(page, "channels")
     table = toy_run.channels.select(["layer", "channel", "n_clusters"]).to_pylist()
     nameless = {f"{r['layer']}:{r['channel']}" for r in table if not r["n_clusters"]}
     assert nameless
@@ -161,23 +170,24 @@ def test_channels_without_a_concept_come_last_either_way(page: Any, toy_run: Run
 
 
 def test_a_channel_opens_by_click_by_key_and_by_link(page: Any) -> None:
-    page.click("nav a[data-view=channels]")
+    turn_to(page, "channels")
     order = rows(page)
     page.click(f"tr:has(a[title='{order[1]}']) td.n_clusters")
+    wait_for_title(page, order[1])
     assert page.locator("h1").inner_text().startswith(order[1])
     page.keyboard.press("j")
-    page.wait_for_function("name => document.title.startsWith(name)", arg=order[2])
+    wait_for_title(page, order[2])
     page.keyboard.press("ArrowLeft")
-    page.wait_for_function("name => document.title.startsWith(name)", arg=order[1])
+    wait_for_title(page, order[1])
     page.click("a[rel=prev]")
-    page.wait_for_function("name => document.title.startsWith(name)", arg=order[0])
+    wait_for_title(page, order[0])
     assert page.locator("a[rel=prev]").count() == 0
     page.keyboard.press("Escape")
-    page.wait_for_function("() => document.title.startsWith('Channels')")
+    wait_for_title(page, "Channels")
     page.locator(".rows").focus()
     page.keyboard.press("j")
     page.keyboard.press("Enter")
-    page.wait_for_function("name => document.title.startsWith(name)", arg=order[1])
+    wait_for_title(page, order[1])
     go(page, "conv2:3")
     assert page.locator("h1").inner_text().startswith("conv2:3")
     go(page, "conv2:99")
@@ -243,12 +253,12 @@ def test_search_help_and_map_work_by_keyboard(page: Any) -> None:
     page.keyboard.press("/")
     page.keyboard.type("head")
     assert {name.partition(":")[0] for name in rows(page)} == {"head"}
-    page.click("nav a[data-view=map]")
+    turn_to(page, "map")
     page.locator("canvas").focus()
     page.keyboard.press("ArrowLeft")
     chosen = page.locator(".tip b").inner_text()
     page.keyboard.press("Enter")
-    page.wait_for_function("name => document.title.startsWith(name)", arg=chosen)
+    wait_for_title(page, chosen)
 
 
 def test_markup_in_names_is_text(chromium: Any, copied: Run) -> None:
