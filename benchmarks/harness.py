@@ -23,7 +23,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-PACKAGES = ("torch", "numpy", "scipy", "numba", "scikit-learn", "faiss-gpu", "faiss-cpu")
+PACKAGES = (
+    "torch", "torchvision", "timm", "numpy", "scipy", "numba", "scikit-learn", "cupy-cuda13x",
+    "cupy-cuda12x", "faiss-gpu", "faiss-cpu", "torch-kmeans", "fast-pytorch-kmeans",
+    "torchmetrics", "semanticlens", "zennit-crp", "cuml-cu13", "cuml-cu12", "flash-kmeans",
+)  # fmt: skip
+"""What psi-engine and its peers compute with; those that are installed are written down."""
+
 SEEDINGS = 5
 """Seedings of psi-engine's solver: enough to match ten of the peers', see benchmarks.solver."""
 
@@ -39,7 +45,7 @@ class Work(NamedTuple):
 
 
 class Round(NamedTuple):
-    """One timed call: its wall seconds and what it returned."""
+    """One timed call: its seconds and what it returned."""
 
     seconds: float
     value: Any
@@ -61,24 +67,26 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(*(float(x) for x in np.percentile(values, (20, 50, 80))))
 
 
-def interleave(works: Mapping[str, Work], rounds: int) -> dict[str, list[Round]]:
+def interleave(
+    works: Mapping[str, Work], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[Round]]:
     """Warm every work up, then let them take turns, in an order that reverses every round."""
     for work in works.values():
         (work.warm_up or work.run)()
     taken: dict[str, list[Round]] = {name: [] for name in works}
     for turn in range(rounds):
         for name in list(works)[:: -1 if turn % 2 else 1]:
-            taken[name].append(timed(works[name].run))
+            taken[name].append(timed(works[name].run, clock))
     return taken
 
 
-def timed(run: Callable[[], Any]) -> Round:
+def timed(run: Callable[[], Any], clock: Callable[[], float] = time.perf_counter) -> Round:
     """Call once, with the GPU's queue empty at both ends if there is one in use."""
     synchronize()
-    started = time.perf_counter()
+    started = clock()
     value = run()
     synchronize()
-    return Round(time.perf_counter() - started, value)
+    return Round(clock() - started, value)
 
 
 def synchronize() -> None:
@@ -116,6 +124,28 @@ def peak_memory() -> int:
                 return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def forget_peak() -> bool:
+    """Take what this process holds now for its peak; False where that cannot be done.
+
+    Linux sets its mark back when 5 is written to ``/proc/self/clear_refs``.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def device_peak() -> int | None:
+    """Most bytes torch held on the GPU; None where none was used."""
+    torch = sys.modules.get("torch")
+    used = torch is not None and torch.cuda.is_initialized()
+    return torch.cuda.max_memory_allocated() if used else None
 
 
 def machine() -> dict[str, Any]:
@@ -207,6 +237,7 @@ class Results:
     def _save(self, out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
         self.facts["wall_seconds"] = round(time.perf_counter() - self._started, 1)
+        self.facts["peak_bytes"] = peak_memory()  # of this process, not of those it started
         columns = list(dict.fromkeys(column for row in self.rows for column in row))
         with (out / f"{self.name}.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns, lineterminator="\n")

@@ -100,7 +100,22 @@ def peers() -> dict[str, Peer]:
 
 
 def compare(x: Tensor, measure: str, peer: Peer, options: argparse.Namespace) -> dict[str, object]:
-    """Differences first, and refusal where they are no rounding; then the clocks."""
+    """Agreement first, then the clocks."""
+    row = agreement(x, measure, peer)
+    works = {"ours": Work(partial(peer.ours, x)), "theirs": Work(partial(peer.theirs, x))}
+    taken = {
+        name: [one.seconds for one in turns]
+        for name, turns in interleave(works, options.rounds).items()
+    }
+    row["seconds"] = spread(taken["ours"])
+    row["their_seconds"] = spread(taken["theirs"])
+    rounds = zip(taken["theirs"], taken["ours"], strict=True)
+    row["times"] = spread([theirs / ours for theirs, ours in rounds])
+    return row
+
+
+def agreement(x: Tensor, measure: str, peer: Peer) -> dict[str, object]:
+    """Differences of the two sides, and refusal where they are no rounding."""
     ours, theirs = peer.ours(x), peer.theirs(x).to(torch.float64)
     gap = (ours - theirs).abs().reshape(-1)
     row: dict[str, object] = {}
@@ -113,15 +128,6 @@ def compare(x: Tensor, measure: str, peer: Peer, options: argparse.Namespace) ->
     row["difference"] = float(gap.max()) if len(gap) else float("nan")
     if row["difference"] > PARITY:
         raise SystemExit(f"{measure} differs by {row['difference']:g}: no parity, nothing to time")
-    works = {"ours": Work(partial(peer.ours, x)), "theirs": Work(partial(peer.theirs, x))}
-    taken = {
-        name: [one.seconds for one in turns]
-        for name, turns in interleave(works, options.rounds).items()
-    }
-    row["seconds"] = spread(taken["ours"])
-    row["their_seconds"] = spread(taken["theirs"])
-    rounds = zip(taken["theirs"], taken["ours"], strict=True)
-    row["times"] = spread([theirs / ours for theirs, ours in rounds])
     return row
 
 

@@ -17,6 +17,7 @@ import numpy as np
 CLASSES = 200
 TEMPLATES = 6
 _BLOCK = 1 << 14
+_PARTS, _HELD = 64, 16  # of moving windows
 
 
 class Vision(NamedTuple):
@@ -71,6 +72,48 @@ def clip_like(
     rng = generator(seed, "pool")
     around = 0.45 * _directions(rng, pool, dim) + 0.75 * _directions(rng, pool, dim)
     return Vision(embeddings, labels, _in_cone(around))
+
+
+def moving_windows(
+    channels: int, patches: int, dim: int, *, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Any number of channels as views of little memory: embeddings and labels.
+
+    Row i of channel c is the window of ``dim`` numbers at place c of a track i, labels are the
+    tracks' at that place. Tracks hold a number for a while, so that windows have about 32
+    dimensions; all share one part, and modes, their distance and the noise change 64 times on
+    the way, as much as channels of :func:`clip_like` differ. Channels are evenly spaced; windows
+    of neighbours overlap.
+
+    Returns
+    -------
+    tuple of ndarray
+        float32 (channels, patches, dim), of any length, and int16 (channels, patches); neither is
+        contiguous nor to be written to.
+    """
+    places = max(channels, _PARTS * dim)
+    held = (places + dim) // _HELD + 1
+    part = np.arange(held) * _PARTS // held
+    rng = generator(seed, "moving windows")
+    shared, centres = (rng.standard_normal((n, held), np.float32) for n in (1, 5))
+    modes = rng.integers(1, 6, _PARTS)
+    apart, noise = rng.uniform(0.25, 0.65, _PARTS), rng.uniform(0.6, 0.9, _PARTS)
+    mode = rng.integers(0, modes, (patches, _PARTS))
+    classes = rng.integers(0, CLASSES, (5, _PARTS))
+    tracks = np.empty((patches, held * _HELD), np.float32)
+    labels = np.empty((patches, held * _HELD), np.int16)
+    for track in range(patches):
+        own = mode[track][part]
+        values = shared[0] + apart[part] * centres[own, np.arange(held)]
+        values += noise[part] * rng.standard_normal(held, np.float32)
+        tracks[track] = np.repeat(values.astype(np.float32), _HELD)
+        follows = rng.random(held) < 0.6
+        known = np.where(follows, classes[own, part], rng.integers(0, CLASSES, held))
+        labels[track] = np.repeat(known, _HELD)
+    step = places // channels
+    windows = np.lib.stride_tricks.sliding_window_view(tracks, dim, axis=1)
+    rows = windows[:, : channels * step : step].transpose(1, 0, 2)
+    return rows, labels[:, : channels * step : step].T
 
 
 def words(concepts: int, dim: int, name: str, *, seed: int = 0) -> Words:

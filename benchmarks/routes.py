@@ -1,11 +1,13 @@
-"""What a user would write instead of ``psi.score``: one channel after the other.
+"""What a user would write instead of ``psi.score``, with the packages there are.
 
-Two routes. ``scikit-learn`` is the loop anybody would write: ``KMeans(n_init=10)`` and
-``silhouette_score`` for every k, on the channel and on each null set, and scikit-learn's NMI for
-every permutation. ``faiss`` is the strongest peer on a CPU: its spherical K-means with ten
-restarts, silhouettes from the Gram matrix, and NMI by counting, in NumPy. D is NumPy in both.
+``scikit-learn`` is the loop anybody would write: ``KMeans(n_init=10)`` and ``silhouette_score``
+for every k, on the channel and on each null set, and scikit-learn's NMI for every permutation.
+``faiss`` is the strongest peer on a CPU: its spherical K-means with ten restarts, silhouettes from
+the Gram matrix, and NMI by counting, in NumPy. ``fast-pytorch-kmeans`` clusters by cosine in torch,
+set after set. ``torch_kmeans`` and ``flash-kmeans`` take many sets at once, in so many as fit the
+memory; ``cuml`` has no batches. NMI beside torch and cuML is torchmetrics'. D is NumPy in all.
 
-Neither pays for what it can share: rotations and draws of texts are made once, outside the clock.
+None pays for what it can share: rotations and draws of texts are made once, outside the clock.
 """
 
 from __future__ import annotations
@@ -14,19 +16,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
+from importlib.util import find_spec
 from multiprocessing import get_context
 from typing import Any, NamedTuple
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from benchmarks import fits
 from benchmarks.problems import TEMPLATES, Vision, Words, clip_like, generator, unit, words
 
-Fit = Callable[[np.ndarray, int], np.ndarray]
-"""``fit(rows (n, dim), k)``: labels (n,)."""
-
 CLUSTERS = (2, 3, 4, 5)
-RESTARTS = 10
 
 
 class Size(NamedTuple):
@@ -54,11 +54,96 @@ class Size(NamedTuple):
 
 
 class Route(NamedTuple):
-    """How a user fits, takes silhouettes and takes NMIs."""
+    """How a user fits, takes silhouettes and takes NMIs.
 
-    fit: Fit
-    silhouette: Callable[[np.ndarray, np.ndarray], float]
+    fit : sets (problems, n, dim) and k to labels (problems, n). silhouette : sets and labels to
+    (problems,). Both are told the device. nmi : labels (n,) and (count, n) to (count,).
+    """
+
+    fit: Callable[[np.ndarray, int, str], np.ndarray]
+    silhouette: Callable[[np.ndarray, np.ndarray, str], np.ndarray]
     nmi: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    needs: tuple[str, ...]  # what must import
+    channels: int  # how many are scored where nothing else is asked for
+    batched: bool = False  # all sets of all channels at once, in one process with all threads
+    gpu: bool = False  # nothing to run without one
+
+
+def one_by_one(fit: Callable[..., np.ndarray], on_device: bool = False) -> Any:
+    """A clustering of one set, as one of many."""
+
+    def fit_each(sets: np.ndarray, k: int, device: str) -> np.ndarray:
+        where = (device,) if on_device else ()
+        return np.stack([fit(rows, k, *where) for rows in sets])
+
+    return fit_each
+
+
+def each(silhouette: Callable[[np.ndarray, np.ndarray], float]) -> Any:
+    """A silhouette of one set, as of many."""
+
+    def silhouettes(sets: np.ndarray, labels: np.ndarray, device: str) -> np.ndarray:
+        return np.array([silhouette(*pair) for pair in zip(sets, labels, strict=True)])
+
+    return silhouettes
+
+
+ROUTES = {
+    "scikit-learn": Route(
+        one_by_one(fits.fit_scikit_learn),
+        each(fits.silhouette_scikit_learn),
+        fits.nmi_scikit_learn,
+        needs=("sklearn",),
+        channels=8,
+    ),
+    "faiss": Route(
+        one_by_one(fits.fit_faiss),
+        each(fits.silhouette_gram),
+        fits.nmi_counting,
+        needs=("faiss",),
+        channels=24,
+    ),
+    "fast-pytorch-kmeans": Route(
+        one_by_one(fits.fit_fast_pytorch_kmeans, on_device=True),
+        each(fits.silhouette_gram),
+        fits.nmi_torchmetrics,
+        needs=("fast_pytorch_kmeans", "psutil", "torchmetrics"),
+        channels=2,
+    ),
+    "torch_kmeans": Route(
+        fits.fit_all_torch_kmeans,
+        fits.silhouettes_torch,
+        fits.nmi_torchmetrics,
+        needs=("torch_kmeans", "torchmetrics"),
+        channels=1,
+        batched=True,
+    ),
+    "cuml": Route(
+        one_by_one(fits.fit_cuml),
+        each(fits.silhouette_cuml),
+        fits.nmi_torchmetrics,
+        needs=("cuml", "torchmetrics"),
+        channels=8,
+        gpu=True,
+    ),
+    "flash-kmeans": Route(
+        fits.fit_all_flash_kmeans,
+        fits.silhouettes_torch,
+        fits.nmi_torchmetrics,
+        needs=("flash_kmeans", "torchmetrics"),
+        channels=24,
+        batched=True,
+        gpu=True,
+    ),
+}
+
+
+def missing(needs: Sequence[str], gpu: bool = False, device: str = "cpu") -> str | None:
+    """Why something cannot run here, or None when it can."""
+    absent = [name for name in needs if find_spec(name) is None]
+    if absent:
+        return f"not installed: {', '.join(absent)}"
+    return "needs a CUDA device" if gpu and not device.startswith("cuda") else None
 
 
 class Channel(NamedTuple):
@@ -73,82 +158,13 @@ class Channel(NamedTuple):
     seconds: np.ndarray
 
 
-def fit_scikit_learn(rows: np.ndarray, k: int) -> np.ndarray:
-    """Euclidean K-means on unit rows, the best of ten seedings by its own objective."""
-    from sklearn.cluster import KMeans
-
-    return KMeans(k, n_init=RESTARTS, random_state=0).fit(rows).labels_
-
-
-def fit_faiss(rows: np.ndarray, k: int) -> np.ndarray:
-    """Spherical K-means, the best of ten seedings; it stops once nothing changes."""
-    import faiss
-
-    means = faiss.Kmeans(
-        rows.shape[1], k, nredo=RESTARTS, spherical=True, min_points_per_centroid=1, seed=1
-    )
-    means.train(rows)
-    return means.index.search(rows, 1)[1][:, 0]
-
-
-def silhouette_scikit_learn(rows: np.ndarray, labels: np.ndarray) -> float:
-    """Mean cosine silhouette."""
-    from sklearn.metrics import silhouette_score
-
-    return float(silhouette_score(rows, labels, metric="cosine"))
-
-
-def silhouette_gram(rows: np.ndarray, labels: np.ndarray) -> float:
-    """Mean cosine silhouette from one matrix product and sums over the clusters."""
-    distance = 1.0 - rows @ rows.T
-    inside = (labels[:, None] == np.unique(labels)).astype(rows.dtype)
-    sums, sizes = distance @ inside, inside.sum(0)
-    own = inside.astype(bool)
-    size = inside @ sizes
-    within = (sums[own] - distance.diagonal()) / np.maximum(size - 1, 1)
-    between = np.where(own, np.inf, sums / sizes).min(1)
-    value = (between - within) / np.maximum(np.maximum(within, between), 1e-12)
-    return float(np.where(size > 1, value, 0.0).mean())
-
-
-def nmi_scikit_learn(assignments: np.ndarray, shuffled: np.ndarray) -> np.ndarray:
-    """NMI of one labeling with many (count, patches), one call each."""
-    from sklearn.metrics import normalized_mutual_info_score
-
-    return np.array([normalized_mutual_info_score(assignments, row) for row in shuffled])
-
-
-def nmi_counting(assignments: np.ndarray, shuffled: np.ndarray) -> np.ndarray:
-    """NMI of one labeling with many permutations (count, patches) of another, at once."""
-    count, patches = shuffled.shape
-    a = np.unique(assignments, return_inverse=True)[1]
-    b = np.unique(shuffled, return_inverse=True)[1].reshape(shuffled.shape)
-    width = b.max() + 1
-    cells = (a.max() + 1) * width
-    place = np.arange(count)[:, None] * cells + a * width + b
-    joint = np.bincount(place.ravel(), minlength=count * cells).reshape(count, -1, width)
-    t_joint = _n_log_n(joint).sum((1, 2))
-    t_a, t_b = _n_log_n(joint.sum(2)).sum(1), _n_log_n(joint.sum(1)).sum(1)
-    whole = patches * np.log(patches)
-    entropy = 2 * whole - t_a - t_b
-    return np.where(entropy > 0, 2 * (whole + t_joint - t_a - t_b) / np.maximum(entropy, 1e-12), 0)
-
-
-def _n_log_n(count: np.ndarray) -> np.ndarray:
-    return count * np.log(np.maximum(count, 1))
-
-
-ROUTES = {
-    "scikit-learn": Route(fit_scikit_learn, silhouette_scikit_learn, nmi_scikit_learn),
-    "faiss": Route(fit_faiss, silhouette_gram, nmi_counting),
-}
-
-
 class Loop:
     """A route over some channels of the benchmark's data."""
 
-    def __init__(self, size: Size, route: str, channels: Sequence[int]) -> None:
-        self.size, self.route = size, ROUTES[route]
+    def __init__(
+        self, size: Size, route: str, channels: Sequence[int], device: str = "cpu"
+    ) -> None:
+        self.size, self.route, self.device = size, ROUTES[route], device
         self.vision = size.vision(channels)
         vocabulary, bank = size.texts()
         self.texts, self.bank = vocabulary.embeddings, bank.embeddings
@@ -165,20 +181,36 @@ class Loop:
 
     def run(self) -> list[Channel]:
         """Score every channel."""
-        return [self._channel(c) for c in range(len(self.vision.embeddings))]
+        every = range(len(self.vision.embeddings))
+        groups = [every] if self.route.batched else [[c] for c in every]
+        return [channel for group in groups for channel in self._score(group)]
 
-    def _channel(self, channel: int) -> Channel:
-        rows, classes = self.vision.embeddings[channel], self.vision.labels[channel]
+    def _score(self, channels: Sequence[int]) -> Iterator[Channel]:
+        """Score some channels together; each is given its share of the seconds."""
+        vision, route = self.vision, self.route
         clock = [time.perf_counter()]
-        s, assignments = separability(rows, self.route)
-        s_null = np.array([separability(x, self.route)[0] for x in self._null_sets(rows)])
+        sets = [x for c in channels for x in self._sets(vision.embeddings[c])]
+        s, labels = separability(np.stack(sets), route, self.device)
+        own = slice(None, None, 1 + self.size.replicates)
         clock.append(time.perf_counter())
-        shuffled = np.stack([classes, *(classes[order] for order in self.shuffles)])
-        q = self.route.nmi(assignments, shuffled)
+        shuffled = [
+            np.stack([classes, *(classes[order] for order in self.shuffles)])
+            for classes in vision.labels[channels]
+        ]
+        q = [route.nmi(*pair) for pair in zip(labels[own], shuffled, strict=True)]
         clock.append(time.perf_counter())
-        d, d_null = self._distinctness(rows, assignments)
+        pairs = zip(vision.embeddings[channels], labels[own], strict=True)
+        d = [self._distinctness(*pair) for pair in pairs]
         clock.append(time.perf_counter())
-        return Channel(s, float(q[0]), d, s_null, q[1:], d_null, np.diff(clock))
+        seconds = np.diff(clock) / len(channels)
+        by_channel = zip(s.reshape(len(channels), -1), q, d, strict=True)
+        for s_each, q_each, (d_each, d_null) in by_channel:
+            first = float(s_each[0]), float(q_each[0]), d_each
+            yield Channel(*first, s_each[1:], q_each[1:], d_null, seconds)
+
+    def _sets(self, rows: np.ndarray) -> Iterator[np.ndarray]:
+        yield rows
+        yield from self._null_sets(rows)
 
     def _null_sets(self, rows: np.ndarray) -> Iterator[np.ndarray]:
         if self.size.s_null == "rotation-samples":
@@ -197,21 +229,18 @@ class Loop:
         return float(gap(means @ self.texts.T)), gap(null.swapaxes(0, 1))
 
 
-def separability(rows: np.ndarray, route: Route) -> tuple[float, np.ndarray]:
-    """Best silhouette over k and its labels; the smallest k on a tie."""
-    best, kept = -np.inf, np.zeros(len(rows), np.int64)
+def separability(
+    sets: np.ndarray, route: Route, device: str = "cpu"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Best silhouette over k of every set and its labels; the smallest k on a tie."""
+    best = np.full(len(sets), -np.inf)
+    kept = np.zeros(sets.shape[:2], np.int64)
     for k in CLUSTERS:
-        labels = route.fit(rows, k)
-        score = route.silhouette(rows, labels)
-        if score > best:
-            best, kept = score, labels
-    return max(best, 0.0), kept
-
-
-def objective(rows: np.ndarray, labels: np.ndarray) -> float:
-    """Σ_j ‖Σ_{i∈C_j} z_i‖ in float64."""
-    inside = (np.unique(labels)[:, None] == labels).astype(np.float64)
-    return float(np.linalg.norm(inside @ rows, axis=1).sum())
+        labels = route.fit(sets, k, device)
+        score = route.silhouette(sets, labels, device)
+        better = score > best
+        best[better], kept[better] = score[better], labels[better]
+    return np.maximum(best, 0.0), kept
 
 
 def gap(similarities: np.ndarray) -> np.ndarray:
@@ -269,8 +298,13 @@ class Crew:
 _loop = cache(Loop)
 
 
+def warm_up(size: Size, route: str, channels: Sequence[int], device: str = "cpu") -> None:
+    """Score one channel against a few draws: libraries load, pools start."""
+    Loop(size._replace(replicates=2), route, channels[:1], device).run()
+
+
 def _warm_up(size: Size, route: str, channels: tuple[int, ...]) -> None:
-    Loop(size, route, channels[:1]).run()
+    warm_up(size, route, channels)
     threadpool_limits(1)  # again: libraries loaded just now have their own pools
     _loop(size, route, channels)
 

@@ -1,15 +1,18 @@
-"""S, Q and D of a layer: psi-engine against the loops a user would write instead.
+"""S, Q and D of a layer: psi-engine against what a user would write with other packages.
 
     python -m benchmarks.scoring --out benchmarks/results
 
 Like for like: 50 patches, 512 dimensions, k = 2..5, 20 draws per null, and a null of S that
-clusters every draw of every channel again. psi-engine scores all channels; the loops score a few,
+clusters every draw of every channel again. psi-engine scores all channels; the others score a few,
 evenly spaced, and are scaled by their number: they share nothing between channels, so their cost
-is linear. Every loop runs twice, as one process and as one process per core.
+is linear. Loops run twice, as one process and as one process per core, each with one thread;
+``torch_kmeans``, which takes many sets at once, and what runs on a GPU in one process with all
+threads. Peers that are not installed, or want a GPU, have a row that says so (``left_out``).
 
-S, Q and D of the loops are timed apart inside them. psi-engine's S is a call without labels and
+S, Q and D of the others are timed apart inside them. psi-engine's S is a call without labels and
 texts, Q its two operations alone, D what a call with texts takes more than one without where S is
 made cheap (one k, one seeding, a null that draws nothing); all three on some of the channels.
+``polysemanticity`` is SemanticLens' measure, two clusters and no null, from both sides.
 """
 
 from __future__ import annotations
@@ -25,14 +28,21 @@ import numpy as np
 import torch
 
 import psi_engine as psi
+from benchmarks.fits import objective
 from benchmarks.harness import SEEDINGS, Results, Round, Spread, Work, interleave, spread
-from benchmarks.routes import CLUSTERS, Crew, Loop, Size, gap, objective
+from benchmarks.peers import agreement as measures_agree
+from benchmarks.peers import peers as measures
+from benchmarks.routes import CLUSTERS, ROUTES, Crew, Loop, Size, gap, missing, warm_up
 from psi_engine.config import ScoreConfig
 from psi_engine.ops.clustering import cluster
 from psi_engine.ops.contingency import normalized_mutual_information, permutation_nmi
+from psi_engine.ops.silhouette import silhouette
 
 GOALS = {"scikit-learn": 100, "faiss": 5}
 """How many times faster a loop's whole score should be made."""
+
+LENS = ("psi polysemanticity", "semanticlens polysemanticity")
+"""The works that time the same measure here and in SemanticLens."""
 
 _TOLERANCE = 1e-6
 
@@ -77,7 +87,7 @@ class Scorer:
 class Agreement(NamedTuple):
     """How far psi-engine is from a peer's arithmetic, and how good its optima are."""
 
-    s: float  # largest difference of S for psi-engine's own assignments
+    s: float  # largest difference of S, for psi-engine's own assignments and for the peer's
     q: float
     d: float
     better: float  # share of (channel, k) where its objective is at least as good
@@ -92,74 +102,159 @@ def agreement(scorer: Scorer, channels: Sequence[int], route: str) -> Agreement:
     SystemExit
         They do not.
     """
-    loop = Loop(scorer.size, route, channels)
+    loop = Loop(scorer.size, route, channels, scorer.device)
+    sets, way = loop.vision.embeddings, loop.route
     theirs = loop.run()
     ours = scorer.run(channels=channels)
-    apart = np.zeros((len(channels), 3))
-    better = []
-    for c, rows in enumerate(loop.vision.embeddings):
-        labels = ours.assignments[c].numpy()
-        inside = (np.unique(labels)[:, None] == labels).astype(np.float64)
+    labels = ours.assignments.numpy()
+    s_there = np.maximum(way.silhouette(sets, labels, loop.device), 0.0)
+    apart = [np.abs(ours.s.numpy() - s_there).max(), 0.0, 0.0]
+    for c, rows in enumerate(sets):
+        inside = (np.unique(labels[c])[:, None] == labels[c]).astype(np.float64)
         means = inside @ rows
         means /= np.linalg.norm(means, axis=1, keepdims=True)
-        expected = (
-            max(loop.route.silhouette(rows, labels), 0.0),
-            loop.route.nmi(labels, loop.vision.labels[c][None])[0],
-            gap(means @ loop.texts.T),
-        )
-        found = [float(getattr(ours, part)[c]) for part in "sqd"]
-        apart[c] = np.abs(np.subtract(found, expected))
-        gram = torch.from_numpy(rows @ rows.T)[None]
-        for k in CLUSTERS:
-            mine = float(cluster(gram, torch.tensor([channels[c]]), k).objective)
-            peer = objective(rows, loop.route.fit(rows, k))
-            better.append(mine >= peer * (1 - _TOLERANCE))
-    worst = apart.max(0)
-    if worst.max() > _TOLERANCE:
+        q_there = way.nmi(labels[c], loop.vision.labels[c][None])[0]
+        apart[1] = max(apart[1], abs(float(ours.q[c]) - q_there))
+        apart[2] = max(apart[2], abs(float(ours.d[c]) - gap(means @ loop.texts.T)))
+    grams = torch.from_numpy(sets @ sets.transpose(0, 2, 1))
+    keys, better = torch.tensor(channels), []
+    for k in CLUSTERS:
+        found = way.fit(sets, k, loop.device)
+        here = silhouette(grams, torch.from_numpy(found).to(torch.int64)).mean(1).numpy()
+        apart[0] = max(apart[0], np.abs(here - way.silhouette(sets, found, loop.device)).max())
+        mine = cluster(grams, keys, k, restarts=SEEDINGS).objective.tolist()
+        peers = [objective(*pair) for pair in zip(sets, found, strict=True)]
+        better += [a >= b * (1 - _TOLERANCE) for a, b in zip(mine, peers, strict=True)]
+    worst = [float(x) for x in apart]
+    if not max(worst) <= _TOLERANCE:
         raise SystemExit(
             f"psi-engine and {route} disagree by {worst} in S, Q, D: nothing was timed"
         )
     null = float(np.mean(ours.s_null_mean.numpy() - [x.s_null.mean() for x in theirs]))
-    return Agreement(*worst.tolist(), float(np.mean(better)), null)
+    return Agreement(*worst, float(np.mean(better)), null)
+
+
+class Peer(NamedTuple):
+    """A route as it is timed: so many channels of it, in so many processes."""
+
+    route: str
+    channels: list[int]
+    processes: int
+
+    @property
+    def name(self) -> str:
+        """Its name among the works."""
+        return f"{self.route} {self.processes}"
 
 
 def compare(size: Size, crew: Crew, options: argparse.Namespace, results: Results) -> None:
     """Check agreement, time everything in turns, add the rows of one null of S."""
     scorer = Scorer(size, options.device)
-    chosen = {
-        route: np.linspace(0, size.channels - 1, count).astype(int).tolist()
-        for route, count in (("scikit-learn", options.scikit_learn), ("faiss", options.faiss))
-    }
-    for route, channels in chosen.items():
+    peers = []
+    for route, asked in ((name, getattr(options, _option(name))) for name in ROUTES):
+        if not asked:
+            continue
+        reason = missing(ROUTES[route].needs, ROUTES[route].gpu, options.device)
+        if reason:
+            results.add(null=size.s_null, what="agreement", route=route, left_out=reason)
+            continue
+        channels = np.linspace(0, size.channels - 1, asked).astype(int).tolist()
         found = agreement(scorer, channels, route)
         results.add(null=size.s_null, what="agreement", route=route, **found._asdict())
+        most = 1 if _runs_here(route, options.device) else min(options.processes, asked)
+        peers += [Peer(route, channels, n) for n in sorted({1, most})]
     few = min(options.part, size.channels)
     works = _own_works(scorer, slice(0, few))
-    for route, channels in chosen.items():
-        for count in sorted({1, options.processes}):
-            task = (size, route, channels, count)
-            works[f"{route} {count}"] = Work(partial(crew.run, *task), partial(crew.warm_up, *task))
-    taken = interleave(works, options.rounds)
+    for peer in peers:
+        works[peer.name] = _work(peer, size, crew, options.device)
+    lens = _semanticlens(scorer, options.semanticlens, results)
+    taken = interleave(works | lens, options.rounds)
     ours = _own_seconds(taken, size.channels / few)
     for what, seconds in ours.items():
         results.add(null=size.s_null, what=what, route="psi-engine", seconds=spread(seconds))
-    for route, channels in chosen.items():
-        for count in sorted({1, options.processes}):
-            theirs = _loop_seconds(taken[f"{route} {count}"], size.channels / len(channels))
-            for what in theirs if count == 1 else ("SQD",):
-                times = _ratio(theirs[what], ours[what])
-                results.add(
-                    null=size.s_null,
-                    what=what,
-                    route=route,
-                    processes=count,
-                    channels=len(channels),
-                    seconds=spread(theirs[what]),
-                    times=times,
-                )
-                if what == "SQD":
-                    verdict = "reached" if times.p50 >= GOALS[route] else "missed"
-                    print(f"  goal {GOALS[route]}x {route}: {verdict} at {times.p50:.1f}x")
+    for peer in peers:
+        _add_peer(peer, taken[peer.name], ours, size, options.device, results)
+    if lens:
+        _add_semanticlens(taken, size, options.semanticlens, results)
+
+
+def _option(route: str) -> str:
+    return route.replace("-", "_")
+
+
+def _runs_here(route: str, device: str) -> bool:
+    """Whether a route has the machine to itself: one process with all threads, or the GPU."""
+    way = ROUTES[route]
+    return way.batched or way.gpu or (route == "fast-pytorch-kmeans" and device != "cpu")
+
+
+def _work(peer: Peer, size: Size, crew: Crew, device: str) -> Work:
+    if _runs_here(peer.route, device):
+        loop = Loop(size, peer.route, peer.channels, device)
+        return Work(loop.run, partial(warm_up, size, peer.route, peer.channels, device))
+    task = (size, peer.route, peer.channels, peer.processes)
+    return Work(partial(crew.run, *task), partial(crew.warm_up, *task))
+
+
+def _add_peer(
+    peer: Peer,
+    rounds: list[Round],
+    ours: dict[str, list[float]],
+    size: Size,
+    device: str,
+    results: Results,
+) -> None:
+    """Add a route's seconds for all channels: the whole score, alone also its parts."""
+    theirs = _loop_seconds(rounds, size.channels / len(peer.channels))
+    for what in theirs if peer.processes == 1 else ("SQD",):
+        times = _ratio(theirs[what], ours[what])
+        results.add(
+            null=size.s_null,
+            what=what,
+            route=peer.route,
+            processes=peer.processes,
+            threads=torch.get_num_threads() if _runs_here(peer.route, device) else 1,
+            channels=len(peer.channels),
+            seconds=spread(theirs[what]),
+            times=times,
+        )
+        if what == "SQD" and peer.route in GOALS:
+            goal = GOALS[peer.route]
+            verdict = "reached" if times.p50 >= goal else "missed"
+            print(f"  goal {goal}x {peer.route}: {verdict} at {times.p50:.1f}x")
+
+
+def _semanticlens(scorer: Scorer, channels: int, results: Results) -> dict[str, Work]:
+    """Works for the polysemanticity of SemanticLens, two clusters and no null, on both sides."""
+    about = {"null": "none", "what": "agreement", "route": "semanticlens"}
+    reason = missing(("semanticlens",))
+    if not channels or reason:
+        if channels:
+            results.add(**about, left_out=reason)
+        return {}
+    x = torch.from_numpy(scorer.vision.embeddings[:channels])
+    peer = measures()["polysemanticity"]
+    results.add(**about, channels=len(x), **measures_agree(x, "polysemanticity", peer))
+    works = (Work(partial(side, x)) for side in (peer.ours, peer.theirs))
+    return dict(zip(LENS, works, strict=True))
+
+
+def _add_semanticlens(
+    taken: dict[str, list[Round]], size: Size, channels: int, results: Results
+) -> None:
+    scale = size.channels / min(channels, size.channels)
+    here, there = ([scale * r.seconds for r in taken[name]] for name in LENS)
+    about = {"null": "none", "what": "polysemanticity"}
+    results.add(**about, route="psi-engine", seconds=spread(here))
+    results.add(
+        **about,
+        route="semanticlens",
+        processes=1,
+        threads=torch.get_num_threads(),
+        channels=min(channels, size.channels),
+        seconds=spread(there),
+        times=_ratio(there, here),
+    )
 
 
 def _own_works(scorer: Scorer, part: slice) -> dict[str, Work]:
@@ -214,14 +309,18 @@ def main(arguments: Sequence[str] | None = None) -> Results:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--channels", type=int, default=3072, help="channels psi-engine scores")
     parser.add_argument("--part", type=int, default=512, help="channels for S, Q and D apart")
-    parser.add_argument("--scikit-learn", type=int, default=8, help="channels of that loop")
-    parser.add_argument("--faiss", type=int, default=24, help="channels of that loop")
+    for name, route in ROUTES.items():
+        text = f"channels that {name} scores; 0 leaves it out"
+        option = "--" + name.replace("_", "-")
+        parser.add_argument(option, type=int, default=route.channels, help=text)
+    text = "channels whose polysemanticity it computes; 0 leaves it out"
+    parser.add_argument("--semanticlens", type=int, default=64, help=text)
     parser.add_argument(
         "--processes", type=int, default=os.cpu_count() or 1, help="of the second run of a loop"
     )
     parser.add_argument("--nulls", nargs="+", default=["rotation-samples", "rotation-tangent"])
     parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--device", default="cpu", help="where psi-engine runs")
+    parser.add_argument("--device", default="cpu", help="of psi-engine, torch and cuML")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     results = Results("scoring", vars(options))

@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
+from benchmarks.fits import fit_faiss, fit_scikit_learn, objective
 from benchmarks.harness import SEEDINGS, Results
 from benchmarks.problems import blobs, clip_like, from_file, one_mode, sphere
-from benchmarks.routes import CLUSTERS, fit_faiss, fit_scikit_learn, objective
+from benchmarks.routes import CLUSTERS
 from psi_engine.config import Solver
 from psi_engine.ops.clustering import cluster
 

@@ -6,13 +6,22 @@ import numpy as np
 import pytest
 
 from benchmarks import replicates, scoring, solver, stability
-from benchmarks.routes import Size
+from benchmarks.routes import ROUTES, Size
 
 TINY = Size(6, patches=12, dim=16, replicates=3, concepts=6, pool=130)
 
 
-def needs_faiss():
-    pytest.importorskip("faiss", reason="faiss is in the bench group: uv run --group bench")
+# What peers warn of is their own affair.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning"),
+]
+
+
+def needs(*packages):
+    for package in packages:
+        reason = f"{package} is in the bench group: uv run --group bench pytest"
+        pytest.importorskip(package, reason=reason)
 
 
 @pytest.fixture(scope="module")
@@ -21,10 +30,11 @@ def scorer():
 
 
 @pytest.mark.parametrize("null", ["rotation-samples", "rotation-tangent"])
-@pytest.mark.parametrize("route", ["scikit-learn", "faiss"])
+@pytest.mark.parametrize("route", ROUTES)
 def test_the_same_assignments_give_the_same_scores(route, null):
-    if route == "faiss":
-        needs_faiss()
+    needs(*ROUTES[route].needs)
+    if route == "cuml":
+        pytest.skip("cuml needs a CUDA device")
     found = scoring.agreement(scoring.Scorer(TINY._replace(s_null=null)), [0, 3, 5], route)
     assert max(found.s, found.q, found.d) < 1e-6
     assert found.better >= 0.8
@@ -43,8 +53,21 @@ def test_a_disagreement_stops_the_benchmark(scorer, monkeypatch, part):
         scoring.agreement(Wrong(TINY), [0, 3], "scikit-learn")
 
 
+def test_a_peers_own_silhouette_that_is_wrong_stops_the_benchmark(scorer, monkeypatch):
+    way = ROUTES["scikit-learn"]
+    ours = scorer.run(channels=[0, 3]).assignments
+
+    def wrong(sets, labels, device):
+        own = np.array_equal(labels, ours)  # ours are taken as they are, its own are not
+        return way.silhouette(sets, labels, device) + (0 if own else 1e-5)
+
+    monkeypatch.setitem(ROUTES, "scikit-learn", way._replace(silhouette=wrong))
+    with pytest.raises(SystemExit, match="disagree"):
+        scoring.agreement(scorer, [0, 3], "scikit-learn")
+
+
 def test_solver_reports_every_solver(tmp_path):
-    needs_faiss()
+    needs("faiss")
     solver.main(["--problems", "2", "--dim", "8", "--out", str(tmp_path)])
     rows = json.loads((tmp_path / "solver.json").read_text())["rows"]
     assert len(rows) == len(solver.GENERATED) * 4 * 4
@@ -72,16 +95,36 @@ def test_stability_covers_every_case(monkeypatch, tmp_path):
     assert (tmp_path / "stability.csv").is_file()
 
 
+SMALL = ["--channels", "12", "--part", "8", "--scikit-learn", "2", "--faiss", "2"]
+SMALL += ["--fast-pytorch-kmeans", "1", "--torch-kmeans", "1", "--semanticlens", "4"]
+SMALL += ["--dim", "16", "--rounds", "1", "--nulls", "rotation-samples"]
+
+
 @pytest.mark.slow
 def test_scoring_runs(tmp_path):
-    needs_faiss()
-    sizes = ["--channels", "12", "--part", "8", "--scikit-learn", "2", "--faiss", "2"]
-    options = ["--dim", "16", "--rounds", "1", "--nulls", "rotation-samples"]
-    scoring.main([*sizes, *options, "--processes", "2", "--out", str(tmp_path)])
+    needs("faiss")
+    scoring.main([*SMALL, "--processes", "2", "--out", str(tmp_path)])
     rows = json.loads((tmp_path / "scoring.json").read_text())["rows"]
     whole = [row for row in rows if row["what"] == "SQD" and row["route"] != "psi-engine"]
-    assert {row["route"] for row in whole} == {"scikit-learn", "faiss"}
-    assert all(row["times_p50"] > 1 for row in whole)
+    left_out = {row["route"] for row in rows if row.get("left_out")}
+    assert {row["route"] for row in whole} == ROUTES.keys() - left_out
+    assert {"scikit-learn", "faiss"}.isdisjoint(left_out)
+    assert all(row["times_p50"] > 1 for row in whole if row["processes"] == 1)
+    assert {row["route"] for row in rows if row["what"] == "agreement"} >= ROUTES.keys()
+    lens = [row["route"] for row in rows if row["what"] == "polysemanticity"]
+    assert lens == ([] if "semanticlens" in left_out else ["psi-engine", "semanticlens"])
+
+
+@pytest.mark.slow
+def test_peers_that_are_absent_have_a_row_that_says_so(monkeypatch):
+    for name, way in ROUTES.items():
+        if name != "scikit-learn":
+            monkeypatch.setitem(ROUTES, name, way._replace(needs=("no_such_package",)))
+    results = scoring.main([*SMALL, "--processes", "1", "--semanticlens", "0"])
+    rows = [row for row in results.rows if row["what"] == "agreement"]
+    said = {row["route"]: row.get("left_out") for row in rows}
+    others = dict.fromkeys(ROUTES.keys() - {"scikit-learn"}, "not installed: no_such_package")
+    assert said == {"scikit-learn": None} | others
 
 
 @pytest.mark.slow
