@@ -14,13 +14,26 @@ different names; the other two do.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from psi_engine.config import Backend, DMeasure
 from psi_engine.errors import InputError
-from psi_engine.ops.backend import in_chunks, memory_budget, resolve_backend
+from psi_engine.ops import _cuda
+from psi_engine.ops.backend import fall_back, in_chunks, memory_budget, resolve_backend
 from psi_engine.ops.exact import fold_sum
+
+BLOCKS = (128, 64, 32)
+"""Threads a block of the CUDA kernel may have, one per channel."""
+
+_MOST_BLOCKS = 1 << 16
+_KEPT = 42  # doubles per thread that 128 registers hold beside the rest: factors and running bests
+_AT_ONCE = 5  # clusters, where the factors stay in memory
+_STEP = 4  # texts, likewise
+_TILE = 24 << 10  # bytes of texts: four blocks share a multiprocessor
 
 
 def measure(similarities: Tensor, weights: Tensor, kind: DMeasure) -> Tensor:
@@ -108,18 +121,21 @@ def factored_measure(
     weights : Tensor, float64 (n, k)
         See :func:`measure`.
     kind : {"gap", "contrast", "margin"}
-    backend, memory
-        As in :func:`psi_engine.ops.clustering.cluster`.
+    backend : {"auto", "torch", "numba", "cuda"}
+    memory : int, optional
+        Bytes for temporaries of the torch path; the others write nothing but the result.
 
     Returns
     -------
     Tensor
-        float64 (n, sets).
+        float64 (n, sets), the same bits from every backend.
 
     Raises
     ------
     InputError
         A shape does not fit, or there are fewer than two texts.
+    DeviceError
+        A backend asked for by name cannot run here, or not at this size.
     """
     if factors.ndim != 3 or bank.ndim != 3 or factors.shape[2] != bank.shape[1]:
         raise InputError(
@@ -135,12 +151,20 @@ def factored_measure(
         )
     if bank.shape[2] < 2:
         raise InputError("a name needs texts to choose from", got=bank.shape[2], expected="2")
-    if resolve_backend(backend, factors) == "numba":
+    chosen = resolve_backend(backend, factors)
+    n, k, rank = factors.shape
+    sets, _, texts = bank.shape
+    if 0 in (n, k, rank, sets):
+        return torch.zeros(n, sets, dtype=torch.float64, device=factors.device)
+    if chosen == "numba":
         from psi_engine.ops import _numba_naming
 
         return _numba_naming.factored_measure(factors, bank, weights, kind)
-    n, k, _ = factors.shape
-    sets, _, texts = bank.shape
+    if chosen == "cuda":
+        reason = unsupported_reason(k, rank, _cuda.shared_memory_limit(factors.device))
+        if reason is None:
+            return _launch(factors, bank, weights, kind)
+        fall_back(backend, "the naming kernel", reason)
     wide = bank.to(torch.float64).movedim(0, 1).flatten(1)  # (r, sets · texts)
 
     def run(part: slice) -> Tensor:
@@ -150,5 +174,68 @@ def factored_measure(
         return measure(found, weights[part, None].expand(-1, sets, -1), kind)
 
     budget = memory_budget(factors.device, memory)
-    parts = in_chunks(run, n, 40 * k * sets * texts, budget)
-    return torch.cat(parts) if parts else factors.new_zeros(0, sets, dtype=torch.float64)
+    return torch.cat(in_chunks(run, n, 40 * k * sets * texts, budget))
+
+
+class Launch(NamedTuple):
+    """How the CUDA kernel runs.
+
+    clusters : at a time. held : coordinates kept in registers, 0 = none. block : threads.
+    tile : texts in shared memory. shared_bytes : dynamic.
+    """
+
+    clusters: int
+    held: int
+    block: int
+    tile: int
+    shared_bytes: int
+
+
+def plan(channels: int, k: int, rank: int, texts: int, shared_limit: int) -> Launch | None:
+    """The widest block that fits and is not wasted, or None; the layout stands in the kernel."""
+    clusters, held = (k, rank) if k * (rank + 3) <= _KEPT else (-(-k // -(-k // _AT_ONCE)), 0)
+    whole = -(-texts // _STEP) * _STEP
+    for block in BLOCKS:
+        state = 20 * k * block
+        room = (shared_limit - state) // (8 * rank)
+        tile = min(whole, max(32, _TILE // (8 * rank)), room) // _STEP * _STEP
+        if tile > 0 and (channels > block // 2 or block == BLOCKS[-1]):
+            return Launch(clusters, held, block, tile, state + 8 * rank * tile)
+    return None
+
+
+def unsupported_reason(k: int, rank: int, shared_limit: int) -> str | None:
+    """Why the CUDA kernel cannot take clusters and coordinates in this number, or None."""
+    if plan(1, k, rank, _STEP, shared_limit) is None:
+        return f"{k} clusters of {rank} coordinates do not fit {shared_limit} B shared"
+    return None
+
+
+def kernel_defines(how: Launch, kind: DMeasure) -> dict[str, str]:
+    """Macros of the kernel."""
+    gap = str(int(kind == "gap"))
+    return {"GAP": gap, "CLUSTERS": str(how.clusters), "RANK": str(how.held)}
+
+
+def kernel_arguments(
+    factors: Tensor, bank: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the kernel reads: factors (k, r, n) and weights (k, n) in float64, the bank."""
+    return (
+        factors.to(torch.float64).permute(1, 2, 0).contiguous(),
+        bank.to(torch.float32).contiguous(),
+        weights.to(torch.float64).T.contiguous(),
+    )
+
+
+def _launch(factors: Tensor, bank: Tensor, weights: Tensor, kind: DMeasure) -> Tensor:
+    (n, k, rank), (sets, _, texts), device = factors.shape, bank.shape, factors.device
+    how = plan(n, k, rank, texts, _cuda.shared_memory_limit(device))
+    assert how is not None  # unsupported_reason has asked
+    out = torch.empty(n, sets, dtype=torch.float64, device=device)
+    sizes = (np.int32(x) for x in (n, sets, k, rank, texts, how.tile, kind == "contrast"))
+    arguments = (*kernel_arguments(factors, bank, weights), out, *sizes)
+    grid = min(sets * -(-n // how.block), _MOST_BLOCKS)
+    function = _cuda.kernel("naming", kernel_defines(how, kind), device)
+    _cuda.launch(function, grid, how.block, arguments, how.shared_bytes, device)
+    return out

@@ -59,3 +59,22 @@ def margin(z, assignments, texts, centre=0.0):
 
 
 MEASURES = {"gap": gap, "contrast": contrast, "margin": margin}
+
+
+def of_table(table, weights, kind):
+    """Weighted mean of a measure over the clusters that exist; table[cluster][text]."""
+    there = [j for j in range(len(table)) if weights[j] > 0]
+    names = {j: table[j].index(max(table[j])) for j in there}
+    total = 0.0
+    for j in there:
+        others = [l for l in there if l != j]
+        if kind == "gap":
+            rival = sorted(table[j])[-2]
+        elif not others:
+            return 0.0
+        elif kind == "contrast":
+            rival = max(table[l][names[j]] for l in others)
+        else:
+            rival = max(table[j][names[l]] for l in others)
+        total += weights[j] * (table[j][names[j]] - rival)
+    return total / sum(weights) if there else 0.0
