@@ -4,333 +4,351 @@
 //            value descending, then site ascending; site = image_id · sites + position. per_image:
 //            only the best site of an image enters, the first on a tie. Sites that are not finite
 //            are counted and left out; −0 counts as +0.
-// Layout     x (batch, channels, sites) X_T at strides stride_b, stride_c, stride_s; image_ids (batch)
-//            int64, ascending, none of them in the buffers. top and bottom: keys float, sites int64, values float (channels, k),
-//            sorted, updated in place; k = 0: not wanted. low, high float (channels); totals,
-//            squares int64 (LIMBS, channels), sums of x and x² of each image as integers of 40 bits
-//            (moments.to_limbs), zeros, nonfinite int64 (channels): of this batch.
-// Launch     one block of BLOCK threads per TILE channels; a warp takes one image at a time, its lanes
-//            TILE channels × 32/TILE sites. TILE 1 reads rows of sites (NCHW), TILE 8 (float) or 16
-//            (halves) reads whole 32-byte sectors of channels (channels_last).
-// Shared     dynamic, shared_bytes() in the launcher mirrors it:
-//              staged  2 × TILE × CAPACITY int64    survivors: ordered value bits above ~position
-//              sums    2 × TILE × LIMBS int64, counters 2 × TILE int64
-//              border_site 2 × TILE int64, merged_site k int64
-//              border  2 × TILE floats, merged k floats, count 2 × TILE ints, extreme 2 × TILE ints
-//            A survivor beats the k-th entry; survivors are sorted and merged when half of the room
-//            is used, and at the end. After a few batches nearly every site costs one comparison.
-// Determinism  the buffers depend on the values alone: no two staged numbers are equal, so the order
-//            in which they arrive does not matter. Sums are made in a fixed tree per image and added
-//            as integers.
+// Layout     x (batch, channels, sites) X_T at strides stride_b, stride_c, stride_s; image_ids
+//            (batch) int64, ascending, all after those in the buffers. top and bottom: keys float,
+//            sites int64, values float (channels, k), sorted, updated in place; k = 0: not wanted.
+//            minimum, maximum float (channels), totals, squares int64 (LIMBS, channels), zeros,
+//            finite, nonfinite int64 (channels): running statistics, added to in place. counts
+//            unsigned (2 · channels + tiles), all 0 at the start; room (2, channels, places) uint64,
+//            with per_image places = batch and all 0.
+// Launch     tiles · slices blocks of BLOCK threads: 32 · WIDTH channels × a share of the images,
+//            which are cut into parts of `length` sites. A warp takes one part at a time, a lane
+//            WIDTH channels side by side: nothing but its own registers is touched per site.
+//            ROWS 0 reads WIDTH channels at once (channels-last maps); ROWS 1 reads rows of sites
+//            (NCHW) and turns them round in shared memory, each warp for itself.
+// Survivors  are sites before the last kept one as it was when the batch came. They are put into
+//            room, in no order; the last block of a tile to finish merges them: one warp a channel
+//            and end, or the whole block where there are many. A channel with more of them than
+//            places is read again for the number that CAPACITY sites at most reach, digit by digit:
+//            at most eight readings, whatever the values. After a few batches there are next to none.
+// Shared     dynamic, shared_bytes() in the launcher mirrors it: first sums 2 × LIMBS × tile int64,
+//            seen 4 × tile ints and (ROWS) per warp 32 × 33 floats; then staged CAPACITY int64, place
+//            CAPACITY ints, histogram 256 ints, 2 int64.
+// Sums       each part's are made in float64 in the order of its sites and added as integers.
+// Determinism  the buffers depend on the values alone: no two survivors are equal, so the order in
+//            which they arrive does not matter. Sums depend on the cut into parts, that on sites alone.
 
 #ifndef FORMAT
 #define FORMAT 0  // of x: 0 float32, 1 float16, 2 bfloat16
 #endif
-#ifndef TILE
-#define TILE 8
+#ifndef ROWS
+#define ROWS 0
+#endif
+#ifndef WIDTH
+#define WIDTH 2
 #endif
 #ifndef BLOCK
 #define BLOCK 256
 #endif
 #ifndef CAPACITY
-#define CAPACITY 512
+#define CAPACITY 1024
 #endif
 #ifndef LIMBS
 #define LIMBS 11
 #endif
 
+#include "survivors.cuh"
+
 namespace {
 
-constexpr unsigned kAll = 0xffffffffu;
-constexpr int kWarps = BLOCK / 32, kSiteLanes = 32 / TILE, kHalf = CAPACITY / 2;
-
-#if FORMAT == 0
-typedef float X_T;
-__device__ float widen(float x) { return x; }
+static_assert(WIDTH == 1 || !ROWS, "rows are read by one lane per channel");
+#if ROWS
+constexpr int kPitch = 33;  // of a row turned round: no two lanes meet in a bank
+typedef float Turned;  // what a lane takes from a row turned round
 #else
-typedef unsigned short X_T;
-__device__ float widen(unsigned short x) {
-#if FORMAT == 1
-    const unsigned size = (x & 0x7fffu) << 13;
-    const float value = (x & 0x7c00u) == 0x7c00u ? __uint_as_float(size | 0x7f800000u)
-                                                 : __uint_as_float(size) * 5.192296858534828e33f;
-    return (x & 0x8000u) ? -value : value;  // the factor is 2^112: subnormal halves come out right
-#else
-    return __uint_as_float(static_cast<unsigned>(x) << 16);
+typedef X_T Turned;
 #endif
-}
-#endif
-
-__device__ bool finite(float x) { return (__float_as_uint(x) & 0x7f800000u) != 0x7f800000u; }
-
-// Bits that order as the floats do, never 0 for a number.
-__device__ unsigned ordered(float x) {
-    const unsigned bits = __float_as_uint(x);
-    return bits >> 31 ? ~bits : bits | 0x80000000u;
-}
-
-__device__ float restored(unsigned bits) {
-    return __uint_as_float(bits >> 31 ? bits ^ 0x80000000u : ~bits);
-}
-
-__device__ unsigned long long packed(float key, unsigned position) {
-    return static_cast<unsigned long long>(ordered(key)) << 32 | ~position;
-}
-
-struct Buffer {
-    float* keys;
-    long long* sites;
-    float* values;
-    int k;
+struct __align__(sizeof(Turned) * WIDTH) Pack {
+    Turned x[WIDTH];
 };
 
-// Does (key, site) come before (other, at)?
-__device__ bool before(float key, long long site, float other, long long at) {
-    return key > other || (key == other && site < at);
-}
-
-// Sort n staged numbers, greatest first; every thread of the block takes part.
-__device__ void sort(unsigned long long* staged, int n) {
-    const int t = static_cast<int>(threadIdx.x);
-    int size = 2;
-    while (size < n) size *= 2;
-    for (int i = n + t; i < size; i += BLOCK) staged[i] = 0;
-    __syncthreads();
-    for (int run = 2; run <= size; run *= 2) {
-        for (int by = run / 2; by > 0; by /= 2) {
-            for (int i = t; i < size; i += BLOCK) {
-                const int other = i ^ by;
-                if (other < i) continue;
-                const unsigned long long a = staged[i], b = staged[other];
-                if ((i & run) == 0 ? a < b : a > b) {
-                    staged[i] = b;
-                    staged[other] = a;
-                }
-            }
-            __syncthreads();
-        }
-    }
-}
-
-// A block's survivors and what merging them needs; see the head of the file.
-struct Room {
-    unsigned long long* staged;
-    long long *border_site, *merged_site;
-    float *border, *merged;
-    int* count;
+// What a lane knows of a part of an image.
+struct Part {
+    double total[WIDTH], square[WIDTH];
+    float low[WIDTH], high[WIDTH];
+    int none[WIDTH];
 };
 
-// Merge the survivors of one channel and end into its buffer; every thread of the block takes part.
-__device__ void merge(const Room& room, int e, const Buffer& kept, int channel,
-                      const long long* image_ids, int sites) {
-    const int t = static_cast<int>(threadIdx.x), n = room.count[e];
-    const long long first = static_cast<long long>(channel) * kept.k;
-    unsigned long long* staged = room.staged + e * CAPACITY;
-    float* keys = kept.keys + first;
-    long long* at = kept.sites + first;
-    sort(staged, n);
-    for (int j = t; j < n && j < kept.k; j += BLOCK) {
-        const float key = restored(static_cast<unsigned>(staged[j] >> 32));
-        const unsigned position = ~static_cast<unsigned>(staged[j]);
-        const long long site = image_ids[position / sites] * sites + position % sites;
-        int low = 0, high = kept.k;  // how many kept entries come before
-        while (low < high) {
-            const int middle = (low + high) / 2;
-            if (before(keys[middle], at[middle], key, site)) {
-                low = middle + 1;
-            } else {
-                high = middle;
-            }
+// Take in n sites, in their order; true if one of them may survive.
+template <int n>
+__device__ __forceinline__ bool take(const Pack (&pack)[kDepth], Part& part,
+                                     const float (&ceiling)[WIDTH], const float (&floor)[WIDTH]) {
+    bool any = false;
+#pragma unroll
+    for (int w = 0; w < WIDTH; ++w) {
+        float low = infinity(), high = -infinity();
+#pragma unroll
+        for (int u = 0; u < n; ++u) {
+            const float value = widen(pack[u].x[w]);
+            const double wide = value;
+            part.total[w] += wide;
+            part.square[w] += wide * wide;
+            part.none[w] += value == 0.0f;
+            low = fminf(low, value);
+            high = fmaxf(high, value);
         }
-        if (low + j < kept.k) {
-            room.merged[low + j] = key;
-            room.merged_site[low + j] = site;
-        }
+        part.low[w] = fminf(part.low[w], low);
+        part.high[w] = fmaxf(part.high[w], high);
+        any |= high > ceiling[w] || low < floor[w];
     }
-    for (int i = t; i < kept.k; i += BLOCK) {
-        int low = 0, high = n;  // how many staged entries come before
-        while (low < high) {
-            const int middle = (low + high) / 2;
-            const float key = restored(static_cast<unsigned>(staged[middle] >> 32));
-            const unsigned position = ~static_cast<unsigned>(staged[middle]);
-            const long long site = image_ids[position / sites] * sites + position % sites;
-            if (before(key, site, keys[i], at[i])) {
-                low = middle + 1;
-            } else {
-                high = middle;
-            }
-        }
-        if (low + i < kept.k) {
-            room.merged[low + i] = keys[i];
-            room.merged_site[low + i] = at[i];
-        }
-    }
-    __syncthreads();
-    for (int i = t; i < kept.k; i += BLOCK) {
-        if (at[i] == room.merged_site[i]) continue;  // an empty entry keeps its NaN
-        keys[i] = room.merged[i];
-        at[i] = room.merged_site[i];
-        kept.values[first + i] = room.merged_site[i] == 0x7fffffffffffffffLL
-                                     ? __uint_as_float(0x7fc00000u) : room.merged[i];
-    }
-    if (t == 0) {
-        room.border[e] = room.merged[kept.k - 1];
-        room.border_site[e] = room.merged_site[kept.k - 1];
-        room.count[e] = 0;
-    }
-    __syncthreads();
+    return any;
 }
 
-// Merge what has more than `full` survivors. Nobody adds one before all have left the loop: the
-// threads must agree on what is full.
-__device__ void drain(const Room& room, int full, const Buffer* kept, int first,
-                      const long long* image_ids, int sites) {
-    const int t = static_cast<int>(threadIdx.x);
-    __syncthreads();  // counts are complete
-    if (!__syncthreads_or(t < 2 * TILE && room.count[t] > full)) return;
-    for (int e = 0; e < 2 * TILE; ++e) {
-        if (room.count[e] > full) {
-            merge(room, e, kept[e / TILE], first + e % TILE, image_ids, sites);
+// A part's sums and extremes again, without what is not finite.
+__device__ void repair(const Channel& c, int image, int start, int stop, double& total,
+                       double& square, float& low, float& high, unsigned* missing) {
+    total = square = 0.0;
+    low = infinity(), high = -infinity();
+    for (int s = start; s < stop; ++s) {
+        const float value = widen(c.x[image * c.stride_b + s * c.stride_s]);
+        if (!finite(value)) {
+            atomicAdd(missing, 1u);
+            continue;
         }
+        const double wide = value;
+        total += wide;
+        square += wide * wide;
+        low = fminf(low, value);
+        high = fmaxf(high, value);
     }
-    __syncthreads();
 }
 
-// Add a double to integers of 40 bits, the largest first: 2^240 … 2^-160.
-__device__ void add_limbs(unsigned long long* limbs, double x) {
-    double weight = 1.7668470647783843e72;
-    for (int i = 0; i < LIMBS; ++i, weight *= 9.094947017729282e-13) {
-        if (fabs(x) < weight) continue;
-        const double limb = trunc(x / weight);
-        x -= limb * weight;
-        atomicAdd(&limbs[i], static_cast<unsigned long long>(static_cast<long long>(limb)));
+// Add a double to integers of 40 bits, the largest first: 2^240 … 2^-160. It covers three at most.
+__device__ void add_limbs(u64* limbs, double x) {
+    if (x == 0.0) return;
+    const int exponent = static_cast<int>(__double_as_longlong(x) >> 52 & 0x7ff) - 1023;
+    const int place = (exponent + 1040) / 40 - 26;  // rounded down
+    if (place < 7 - LIMBS) return;
+    x *= __longlong_as_double((1023LL - 40 * place) << 52);
+#pragma unroll
+    for (int i = 0; i < 3; ++i) {
+        const long long limb = static_cast<long long>(x);
+        const int row = 6 - place + i;
+        if (limb != 0 && row < LIMBS) atomicAdd(&limbs[row * kTile], static_cast<u64>(limb));
+        x = (x - static_cast<double>(limb)) * 1099511627776.0;
+    }
+}
+
+// Keep a running extreme. Floats of one sign order as integers do, those below 0 the other way.
+__device__ void lower(float* to, float value) {
+    if (value >= 0.0f) {
+        atomicMin(reinterpret_cast<int*>(to), static_cast<int>(__float_as_uint(value)));
+    } else {
+        atomicMax(reinterpret_cast<unsigned*>(to), __float_as_uint(value));
+    }
+}
+
+__device__ void raise(float* to, float value) {
+    if (value >= 0.0f) {
+        atomicMax(reinterpret_cast<int*>(to), static_cast<int>(__float_as_uint(value)));
+    } else {
+        atomicMin(reinterpret_cast<unsigned*>(to), __float_as_uint(value));
     }
 }
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(BLOCK, 4)
+extern "C" __global__ void __launch_bounds__(BLOCK, 2)
 survey(const X_T* __restrict__ x, long long stride_b, long long stride_c, long long stride_s,
-       const long long* __restrict__ image_ids, float* top_keys, long long* top_sites, float* top_values, float* bottom_keys,
-       long long* bottom_sites, float* bottom_values, float* __restrict__ low,
-       float* __restrict__ high, long long* __restrict__ totals, long long* __restrict__ squares,
-       long long* __restrict__ zeros, long long* __restrict__ nonfinite, int batch, int channels,
-       int sites, int top_k, int bottom_k, int per_image) {
+       const long long* __restrict__ image_ids, float* top_keys, long long* top_sites,
+       float* top_values, float* bottom_keys, long long* bottom_sites, float* bottom_values,
+       float* minimum, float* maximum, u64* totals, u64* squares, u64* zeros, u64* finite_sites,
+       u64* nonfinite, unsigned* counts, u64* room, int batch, int channels, int sites, int top_k,
+       int bottom_k, int per_image, int length, int slices, unsigned places) {
     extern __shared__ __align__(16) unsigned char shared[];
-    const int most = top_k > bottom_k ? top_k : bottom_k;
-    unsigned long long* staged = reinterpret_cast<unsigned long long*>(shared);
-    unsigned long long* sums = staged + 2 * TILE * CAPACITY;
-    unsigned long long* counters = sums + 2 * TILE * LIMBS;
-    long long* border_site = reinterpret_cast<long long*>(counters + 2 * TILE);
-    long long* merged_site = border_site + 2 * TILE;
-    float* border = reinterpret_cast<float*>(merged_site + most);
-    float* merged = border + 2 * TILE;
-    int* count = reinterpret_cast<int*>(merged + most);
-    unsigned* extreme = reinterpret_cast<unsigned*>(count + 2 * TILE);
-    const Room room = {staged, border_site, merged_site, border, merged, count};
+    u64* sums = reinterpret_cast<u64*>(shared);  // (2, LIMBS, tile)
+    unsigned* seen = reinterpret_cast<unsigned*>(sums + 2 * LIMBS * kTile);
 
     const int t = static_cast<int>(threadIdx.x), warp = t / 32, lane = t % 32;
-    const int own = lane % TILE, site_lane = lane / TILE;
-    const int first = static_cast<int>(blockIdx.x) * TILE;
+    const int tiles = (channels + kTile - 1) / kTile;
+    const int tile = static_cast<int>(blockIdx.x) % tiles;
+    const int slice = static_cast<int>(blockIdx.x) / tiles;
+    const int first = tile * kTile, own = lane * WIDTH;
     const bool mine = first + own < channels;
     const Buffer kept[2] = {{top_keys, top_sites, top_values, top_k},
                             {bottom_keys, bottom_sites, bottom_values, bottom_k}};
-    const X_T* row = x + (mine ? first + own : 0) * stride_c;
+    const auto channel = [&](int end, int c) {
+        const Buffer& buffer = end ? kept[1] : kept[0];
+        const long long row = static_cast<long long>(end) * channels + c;
+        const float border = buffer.keys[static_cast<long long>(c + 1) * buffer.k - 1];
+        return Channel{x + c * stride_c, stride_b, stride_s, end ? -1.0f : 1.0f, border,
+                       counts + row, room + row * places, places, sites, per_image};
+    };
 
-    for (int e = t; e < 2 * TILE; e += BLOCK) {
-        const Buffer& buffer = kept[e / TILE];
-        const bool used = first + e % TILE < channels && buffer.k > 0;
-        const long long last = static_cast<long long>(first + e % TILE + 1) * buffer.k - 1;
-        border[e] = used ? buffer.keys[last] : 0.0f;
-        border_site[e] = used ? buffer.sites[last] : 0;
-        count[e] = 0;
-        counters[e] = 0;
-        extreme[e] = e < TILE ? kAll : 0u;  // ordered bits of the minimum, then the maximum
-    }
-    for (int e = t; e < 2 * TILE * LIMBS; e += BLOCK) sums[e] = 0;
+    // Bits in order: minimum and maximum of each channel; then zeros, sites that are not finite.
+    for (int i = t; i < 4 * kTile; i += BLOCK) seen[i] = i < kTile ? kAll : 0u;
+    for (int i = t; i < 2 * LIMBS * kTile; i += BLOCK) sums[i] = 0;
     __syncthreads();
 
-    const int span = per_image ? sites : kHalf / kWarps;  // sites of a warp between two looks
-    float least = __uint_as_float(0x7f800000u), most_seen = -least;
-    unsigned none = 0, missing = 0;
-    for (int base = 0; base < batch; base += kWarps) {
-        const int image = base + warp;
-        const bool here = mine && image < batch;
-        const X_T* values = row + (image < batch ? image : 0) * stride_b;
-        double total = 0.0, square = 0.0;
-        unsigned long long best = 0, worst = 0;  // packed; 0 = no finite site yet
-        for (int from = 0; from < sites; from += span) {
-            const int stop = from + span < sites ? from + span : sites;
-            for (int s = from + site_lane; here && s < stop; s += kSiteLanes) {
-                const float value = widen(values[s * stride_s]);
-                if (!finite(value)) {
-                    ++missing;
-                    continue;
-                }
-                total += value;
-                square += static_cast<double>(value) * value;
-                none += value == 0.0f;
-                least = fminf(least, value);
-                most_seen = fmaxf(most_seen, value);
-                const unsigned position = static_cast<unsigned>(image) * sites + s;
-                for (int end = 0; end < 2; ++end) {
-                    const float key = (end ? -value : value) + 0.0f;
-                    if (per_image) {
-                        const unsigned long long number = packed(key, position);
-                        if (end == 0 && number > best) best = number;
-                        if (end == 1 && number > worst) worst = number;
-                        continue;
+    float ceiling[WIDTH], floor[WIDTH];  // beyond them a site, or an image's best, survives
+#pragma unroll
+    for (int w = 0; w < WIDTH; ++w) {
+        const int c = first + own + w;
+        ceiling[w] = mine && top_k > 0 ? channel(0, c).border : infinity();
+        floor[w] = mine && bottom_k > 0 ? -channel(1, c).border : -infinity();
+    }
+    const int parts = (sites + length - 1) / length;
+    const long long units = static_cast<long long>(batch) * parts;
+#if ROWS
+    float* turned = reinterpret_cast<float*>(seen + 4 * kTile) + warp * 32 * kPitch;
+    const int rows = channels - first < 32 ? channels - first : 32;
+#endif
+    for (long long unit = slice * kWarps + warp; unit < units; unit += slices * kWarps) {
+        const int image = static_cast<int>(unit / parts);
+        const int start = static_cast<int>(unit % parts) * length;
+        const int stop = start + length < sites ? start + length : sites;
+        Part part;
+#pragma unroll
+        for (int w = 0; w < WIDTH; ++w) {
+            part.total[w] = part.square[w] = 0.0;
+            part.low[w] = infinity(), part.high[w] = -infinity(), part.none[w] = 0;
+        }
+        const X_T* base = x + image * stride_b + static_cast<long long>(first) * stride_c;
+        for (int s = start, n; s < stop; s += n) {
+            const int left = stop - s;
+            n = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+            Pack pack[kDepth];
+#if ROWS
+            if ((s - start) % 32 == 0) {  // the next 32 sites of each row, spread over all lanes
+                const int columns = left < 32 ? left : 32;
+                int row = lane / columns, column = lane % columns;
+                __syncwarp();
+                for (int i = lane; i < rows * columns;) {
+                    float got[kDepth];
+                    int to[kDepth];
+#pragma unroll
+                    for (int u = 0; u < kDepth; ++u, i += 32) {
+                        to[u] = -1;
+                        if (i >= rows * columns) continue;
+                        to[u] = row * kPitch + column;
+                        got[u] = widen(base[row * stride_c + (s + column) * stride_s]);
+                        row += 32 / columns, column += 32 % columns;
+                        if (column >= columns) column -= columns, ++row;
                     }
-                    const int e = end * TILE + own;
-                    if (kept[end].k == 0 || key < border[e]) continue;
-                    if (key == border[e] && image_ids[image] * sites + s >= border_site[e]) continue;
-                    staged[e * CAPACITY + atomicAdd(&count[e], 1)] = packed(key, position);
+#pragma unroll
+                    for (int u = 0; u < kDepth; ++u) {
+                        if (to[u] >= 0) turned[to[u]] = got[u];
+                    }
+                }
+                __syncwarp();
+            }
+            if (!mine) continue;
+            const float* at = turned + lane * kPitch + (s - start) % 32;
+#pragma unroll
+            for (int u = 0; u < kDepth; ++u) {
+                if (u < n) pack[u].x[0] = at[u];
+            }
+#else
+            if (!mine) break;
+            const X_T* at = base + own * stride_c + s * stride_s;
+#pragma unroll
+            for (int u = 0; u < kDepth; ++u) {
+                if (u < n) pack[u] = *reinterpret_cast<const Pack*>(at + u * stride_s);
+            }
+#endif
+            const bool any = n == 8   ? take<8>(pack, part, ceiling, floor)
+                             : n == 4 ? take<4>(pack, part, ceiling, floor)
+                             : n == 2 ? take<2>(pack, part, ceiling, floor)
+                                      : take<1>(pack, part, ceiling, floor);
+            if (!any || per_image) continue;
+            for (int end = 0; end < 2; ++end) {
+                if ((end ? bottom_k : top_k) == 0) continue;
+                for (int w = 0; w < WIDTH; ++w) {
+                    const Channel c = channel(end, first + own + w);
+                    for (int u = s; u < s + n; ++u) {
+                        if (const u64 number = c.number(image, u)) c.keep(number);
+                    }
                 }
             }
-            if (!per_image) drain(room, kHalf, kept, first, image_ids, sites);
         }
-        for (int by = TILE; by < 32; by *= 2) {
-            total += __shfl_xor_sync(kAll, total, by);
-            square += __shfl_xor_sync(kAll, square, by);
-            const unsigned long long other = __shfl_xor_sync(kAll, best, by);
-            const unsigned long long another = __shfl_xor_sync(kAll, worst, by);
-            best = other > best ? other : best;
-            worst = another > worst ? another : worst;
-        }
-        if (here && site_lane == 0) {
-            add_limbs(sums + own * LIMBS, total);
-            add_limbs(sums + (TILE + own) * LIMBS, square);
-            for (int end = 0; per_image && end < 2; ++end) {
-                const unsigned long long number = end ? worst : best;
-                const int e = end * TILE + own;
-                if (kept[end].k == 0 || number == 0) continue;
-                const float key = restored(static_cast<unsigned>(number >> 32));
-                const long long site =
-                    image_ids[image] * sites + ~static_cast<unsigned>(number) % sites;
-                if (!before(key, site, border[e], border_site[e])) continue;
-                staged[e * CAPACITY + atomicAdd(&count[e], 1)] = number;
+        if (!mine) continue;
+#pragma unroll
+        for (int w = 0; w < WIDTH; ++w) {
+            const int c = first + own + w;
+            if (!(fabs(part.total[w]) < 1e300)) {  // one site that is not finite spoils it
+                repair(channel(0, c), image, start, stop, part.total[w], part.square[w],
+                       part.low[w], part.high[w], &seen[3 * kTile + own + w]);
+            }
+            add_limbs(sums + own + w, part.total[w]);
+            add_limbs(sums + LIMBS * kTile + own + w, part.square[w]);
+            atomicMin(&seen[own + w], ordered(part.low[w]));
+            atomicMax(&seen[kTile + own + w], ordered(part.high[w]));
+            atomicAdd(&seen[2 * kTile + own + w], static_cast<unsigned>(part.none[w]));
+            if (!per_image) continue;
+            if (part.high[w] > ceiling[w]) {
+                channel(0, c).keep_best(image, start, stop, part.high[w] + 0.0f);
+            }
+            if (part.low[w] < floor[w]) {
+                channel(1, c).keep_best(image, start, stop, -part.low[w] + 0.0f);
             }
         }
-        if (per_image) drain(room, kHalf, kept, first, image_ids, sites);
-    }
-    drain(room, 0, kept, first, image_ids, sites);
-    if (mine) {
-        atomicMin(&extreme[own], ordered(least));
-        atomicMax(&extreme[TILE + own], ordered(most_seen));
-        atomicAdd(&counters[own], static_cast<unsigned long long>(none));
-        atomicAdd(&counters[TILE + own], static_cast<unsigned long long>(missing));
     }
     __syncthreads();
-    for (int e = t; e < TILE && first + e < channels; e += BLOCK) {
-        const int channel = first + e;
-        low[channel] = restored(extreme[e]) + 0.0f;
-        high[channel] = restored(extreme[TILE + e]) + 0.0f;
-        zeros[channel] = static_cast<long long>(counters[e]);
-        nonfinite[channel] = static_cast<long long>(counters[TILE + e]);
-        for (int i = 0; i < LIMBS; ++i) {
-            const long long place = static_cast<long long>(i) * channels + channel;
-            totals[place] = static_cast<long long>(sums[e * LIMBS + i]);
-            squares[place] = static_cast<long long>(sums[(TILE + e) * LIMBS + i]);
+    for (int i = t; i < kTile && first + i < channels; i += BLOCK) {
+        lower(minimum + first + i, restored(seen[i]) + 0.0f);
+        raise(maximum + first + i, restored(seen[kTile + i]) + 0.0f);
+        const u64 missing = seen[3 * kTile + i];
+        atomicAdd(&zeros[first + i], static_cast<u64>(seen[2 * kTile + i]));
+        atomicAdd(&nonfinite[first + i], missing);
+        atomicAdd(&finite_sites[first + i],
+                  (slice == 0 ? static_cast<u64>(batch) * sites : 0) - missing);
+    }
+    for (int i = t; i < 2 * LIMBS * kTile; i += BLOCK) {
+        const int limb = i / kTile, c = first + i % kTile;
+        if (c >= channels || sums[i] == 0) continue;
+        u64* to = limb < LIMBS ? totals : squares;
+        atomicAdd(&to[static_cast<long long>(limb % LIMBS) * channels + c], sums[i]);
+    }
+
+    // The last block of the tile finds the survivors of all of them.
+    __threadfence();
+    __syncthreads();
+    int last = 0;
+    if (t == 0) {
+        last = atomicAdd(&counts[2LL * channels + tile], 1u) == static_cast<unsigned>(slices - 1);
+    }
+    if (!__syncthreads_or(last)) return;
+    __threadfence();
+    u64* staged = reinterpret_cast<u64*>(shared);
+    int* place = reinterpret_cast<int*>(staged + CAPACITY);
+    unsigned* histogram = reinterpret_cast<unsigned*>(place + CAPACITY);
+    u64* shown = reinterpret_cast<u64*>(histogram + kDigits);
+    for (int e = warp; e < 2 * kTile; e += kWarps) {
+        const int end = e / kTile, c = first + e % kTile;
+        const Buffer buffer = end ? kept[1] : kept[0];
+        if (c >= channels || buffer.k == 0) continue;
+        const Channel from = channel(end, c);
+        const unsigned n = *from.count;
+        if (n == 0 || n > kFew || (!per_image && n > places)) continue;
+        u64* few = staged + warp * kFew;
+        unsigned found = 0;
+        for (unsigned i = 0; i < (per_image ? places : n); i += 32) {
+            const u64 number = i + lane < (per_image ? places : n) ? from.room[i + lane] : 0;
+            const unsigned there = __ballot_sync(kAll, number != 0);
+            if (number != 0) few[found + __popc(there & ((1u << lane) - 1))] = number;
+            found += __popc(there);
         }
+        merge<32>(few, place + warp * kFew, n, buffer, c, image_ids, sites, lane);
+    }
+    __syncthreads();
+    for (int e = 0; e < 2 * kTile; ++e) {
+        const int end = e / kTile, c = first + e % kTile;
+        const Buffer buffer = end ? kept[1] : kept[0];
+        if (c >= channels || buffer.k == 0) continue;
+        const Channel from = channel(end, c);
+        const unsigned n = *from.count;
+        const bool again = !per_image && n > places;
+        if (n <= kFew && !again) continue;
+        const unsigned span =
+            again ? static_cast<unsigned>(batch) * sites : per_image ? places : n;
+        const Survivors all = {from, again, span};
+        const u64 reach =
+            n > CAPACITY ? threshold(all, static_cast<unsigned>(buffer.k), histogram, shown) : 1;
+        unsigned* found = reinterpret_cast<unsigned*>(shown);
+        if (t == 0) *found = 0;
+        __syncthreads();
+        visit(all, reach, [=](u64 number) { staged[atomicAdd(found, 1u)] = number; });
+        __syncthreads();
+        merge<BLOCK>(staged, place, static_cast<int>(*found), buffer, c, image_ids, sites, t);
     }
 }

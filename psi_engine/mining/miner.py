@@ -143,10 +143,16 @@ class Miner:
             if fresh:
                 return
         self._top, self._bottom, moments = survey(
-            x, image_ids, self._top, self._bottom, sites_per_group=self._group, fresh=fresh
+            x,
+            image_ids,
+            self._top,
+            self._bottom,
+            sites_per_group=self._group,
+            fresh=fresh,
+            moments=None if self._compiled else self._moments,
         )
         if not self._compiled:
-            self._moments = add_moments(self._moments, moments)
+            self._moments = moments
         if self.config.reservoir:
             self._random = self._join(self._random, self._draw(x, image_ids), self._sites, fresh)
         if self.config.pool:

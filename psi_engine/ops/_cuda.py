@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,8 +24,15 @@ ARCHITECTURES = ("sm_80", "sm_90")
 
 VARIANTS: Mapping[str, tuple[Mapping[str, str], ...]] = {
     "contingency": ({}, {"COUNT_T": "short"}),
-    "survey": ({}, {"FORMAT": "1", "TILE": "16", "CAPACITY": "128"}, {"TILE": "1"}),
-    "separability": ({}, {"TILED": "0"}, {"ROTATED": "1"}),
+    "naming": ({}, {"GAP": "1"}, {"RANK": "0"}, {"GAP": "1", "RANK": "0"}),
+    "survey": (
+        {},
+        {"WIDTH": "1"},
+        {"ROWS": "1", "WIDTH": "1"},
+        {"FORMAT": "1", "WIDTH": "4"},
+        {"FORMAT": "2", "WIDTH": "4"},
+    ),
+    "separability": ({}, {"TILED": "0"}, {"ROTATED": "1"}, {"POOLED": "1"}),
 }
 """Macros that change what is compiled; a kernel that is not named here has one form."""
 
@@ -108,7 +116,7 @@ def kernel(name: str, defines: Mapping[str, str], device: torch.device) -> Any:
     """
     import cupy
 
-    index = torch.cuda.current_device() if device.index is None else device.index
+    index = _index(device)
     key = (index, name, tuple(sorted(defines.items())))
     if key not in _compiled:
         options = ("-std=c++17", *(f"-D{macro}={value}" for macro, value in key[2]))
@@ -134,14 +142,13 @@ def launch(
     grid, block : int
         Blocks, threads per block.
     arguments : sequence
-        Contiguous tensors on the device, passed without a copy, and NumPy scalars.
+        Tensors on the device, of which the kernel gets the address, and NumPy scalars.
     shared_bytes : int
         Dynamic shared memory per block.
     """
-    import cupy
-
     with _on_torch_stream(device):
-        passed = [cupy.from_dlpack(x.detach()) if isinstance(x, Tensor) else x for x in arguments]
+        # An address costs a tenth of a DLPack capsule, and bfloat16 has one too.
+        passed = [np.uintp(x.data_ptr()) if isinstance(x, Tensor) else x for x in arguments]
         if shared_bytes > _DEFAULT_SHARED:
             function.max_dynamic_shared_size_bytes = shared_bytes
         function((grid,), (block,), tuple(passed), shared_mem=shared_bytes)
@@ -158,10 +165,23 @@ def _on_torch_stream(device: torch.device) -> Iterator[None]:
 
 def shared_memory_limit(device: torch.device) -> int:
     """Most dynamic shared memory in bytes one block may ask for on a device."""
-    import cupy
+    return _attribute("MaxSharedMemoryPerBlockOptin", _index(device))
 
-    index = torch.cuda.current_device() if device.index is None else device.index
-    return int(cupy.cuda.Device(index).attributes["MaxSharedMemoryPerBlockOptin"])
+
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a device."""
+    return _attribute("MultiProcessorCount", _index(device))
+
+
+def _index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
+@cache
+def _attribute(name: str, index: int) -> int:
+    import cupy  # asks the driver for all there are, each time
+
+    return int(cupy.cuda.Device(index).attributes[name])
 
 
 def compile_kernels(architectures: Sequence[str] = ARCHITECTURES) -> list[KernelReport]:

@@ -10,51 +10,49 @@ import torch
 from psi_engine.errors import DeviceError, InputError
 from psi_engine.ops import survey as op
 from psi_engine.ops import topk
-from psi_engine.ops.moments import from_limbs
+from psi_engine.ops.moments import empty_moments, from_limbs
 from tests.kernels.building import build, launched
 
 SIGNATURE = (
     "const void* x, long long stride_b, long long stride_c, long long stride_s, "
     "const long long* image_ids, float* top_keys, long long* top_sites, float* top_values, "
-    "float* bottom_keys, long long* bottom_sites, float* bottom_values, float* low, float* high, "
-    "long long* totals, long long* squares, long long* zeros, long long* nonfinite, int batch, "
-    "int channels, int sites, int top_k, int bottom_k, int per_image"
+    "float* bottom_keys, long long* bottom_sites, float* bottom_values, float* minimum, "
+    "float* maximum, u64* totals, u64* squares, u64* zeros, u64* finite_sites, u64* nonfinite, "
+    "unsigned* counts, u64* room, int batch, int channels, int sites, int top_k, int bottom_k, "
+    "int per_image, int length, int slices, unsigned places"
 )
 CALL = (
     "static_cast<const X_T*>(x), stride_b, stride_c, stride_s, image_ids, top_keys, top_sites, "
-    "top_values, bottom_keys, bottom_sites, bottom_values, low, high, totals, squares, zeros, "
-    "nonfinite, batch, channels, sites, top_k, bottom_k, per_image"
+    "top_values, bottom_keys, bottom_sites, bottom_values, minimum, maximum, totals, squares, "
+    "zeros, finite_sites, nonfinite, counts, room, batch, channels, sites, top_k, bottom_k, "
+    "per_image, length, slices, places"
 )
 
 
 @pytest.fixture(scope="module")
 def kernel(tmp_path_factory: pytest.TempPathFactory):
-    """The kernel, built once per set of macros; works on the buffers in place."""
+    """The kernel, built once per set of macros; works on buffers and statistics in place."""
     built = {}
 
-    def call(x, image_ids, top, bottom, per_image: bool):
-        how = op.plan(x, max(top.keys.shape[1], bottom.keys.shape[1]))
+    def call(x, image_ids, top, bottom, moments, per_image: bool, processors: int = 1, **changed):
+        k = max(top.keys.shape[1], bottom.keys.shape[1])
+        how = op.plan(x, k, per_image, processors)._replace(**changed)
         name = tuple(how.defines.values())
         if name not in built:
             folder = tmp_path_factory.mktemp("kernels")
             built[name] = build("survey", SIGNATURE, CALL, how.defines, folder)
-        found = op.blank_moments(x)
-        outputs = (found.minimum, found.maximum, found.total, found.squares, found.zeros)
+        parts = (image_ids, *top, *bottom, *moments, *op.workspace(x, per_image, how))
         launched(
             built[name](
-                ctypes.c_uint(-(-x.shape[1] // how.tile)),
+                ctypes.c_uint(how.grid),
                 ctypes.c_uint(op.BLOCK),
                 ctypes.c_long(how.shared_bytes),
                 ctypes.c_void_p(x.data_ptr()),
                 *(ctypes.c_longlong(stride) for stride in x.stride()),
-                *(
-                    ctypes.c_void_p(part.data_ptr())
-                    for part in (image_ids, *top, *bottom, *outputs, found.nonfinite)
-                ),
-                *op.kernel_sizes(x, top, bottom, per_image),
+                *(ctypes.c_void_p(part.data_ptr()) for part in parts),
+                *op.kernel_sizes(x, top, bottom, per_image, how),
             )
         )
-        return found._replace(finite=x.shape[0] * x.shape[2] - found.nonfinite)
 
     return call
 
@@ -87,31 +85,35 @@ def values(batch: int, channels: int, sites: int, kind: str, seed: int) -> torch
     return x
 
 
-def check(kernel, batches, k: int, bottom_k: int, per_image: bool) -> None:
-    """Batch after batch into the kernel's buffers and into torch's."""
+def check(kernel, batches, k: int, bottom_k: int, per_image: bool, **how) -> None:
+    """Batch after batch into the kernel's buffers and statistics and into torch's."""
     channels, sites = batches[0].shape[1:]
     group = sites if per_image else 1
     top, bottom = buffers(channels, k, bottom_k)
     want_top, want_bottom = buffers(channels, k, bottom_k)
-    start = 3
+    moments, want = (empty_moments(channels, "cpu") for _ in range(2))
+    start = images = 0
     for x in batches:
-        ids = start + torch.arange(len(x)) * 2
-        start = int(ids[-1]) + 5
-        found = kernel(x, ids, top, bottom, per_image)
+        ids = start + 3 + torch.arange(len(x)) * 2
+        start, images = int(ids[-1]), images + len(x)
+        kernel(x, ids, top, bottom, moments, per_image, **how)
         want_top, want_bottom, want = op.survey(
-            x, ids, want_top, want_bottom, sites_per_group=group, fresh=True, backend="torch"
-        )
+            x, ids, want_top, want_bottom,
+            sites_per_group=group, fresh=True, backend="torch", moments=want,
+        )  # fmt: skip
         for got, expected in ((top, want_top), (bottom, want_bottom)):
             for name in topk.Entries._fields:
                 torch.testing.assert_close(
                     getattr(got, name), getattr(expected, name), rtol=0, atol=0, equal_nan=True
                 )
         for name in ("minimum", "maximum", "zeros", "finite", "nonfinite"):
-            assert torch.equal(getattr(found, name), getattr(want, name)), name
-        for name in ("total", "squares"):  # an image's sum is made in another order
-            got, expected = (from_limbs(getattr(m, name)) for m in (found, want))
-            size = from_limbs(want.squares).sqrt() + 1e-300
-            assert bool(((got - expected).abs() <= 1e-13 * size * len(x) ** 0.5 * sites).all())
+            assert torch.equal(getattr(moments, name), getattr(want, name)), name
+        # An image's sums are made in another order.
+        got, expected = (from_limbs(m.squares) for m in (moments, want))
+        torch.testing.assert_close(got, expected, rtol=1e-13, atol=0)
+        size = expected.sqrt() * (images * sites) ** 0.5  # of the sum of |x|, at most
+        got, expected = (from_limbs(m.total) for m in (moments, want))
+        assert bool(((got - expected).abs() <= 1e-13 * size).all())
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -134,48 +136,103 @@ def test_halves(kernel, dtype: torch.dtype, channels_last: bool) -> None:
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_more_survivors_than_there_is_room_for(kernel, channels_last: bool) -> None:
-    """Rising values: every site beats all before it, so the room fills again and again."""
-    x = torch.arange(20 * 1 * 300, dtype=torch.float32).reshape(20, 1, 300).expand(-1, 9, -1)
-    assert op._STAGED // (8 if channels_last else 1) < 20 * 300
-    check(kernel, [laid_out(x, channels_last)], 6, 0, False)
-    check(kernel, [laid_out(-x, channels_last)], 0, 6, False)
+@pytest.mark.parametrize("kind", ["rising", "constant"])
+def test_more_survivors_than_there_is_room_for(kernel, kind: str, channels_last: bool) -> None:
+    """The channel is read again; where values tie, down to the last digit of the sites."""
+    x = torch.arange(8 * 300, dtype=torch.float32).reshape(8, 1, 300).expand(-1, 2, -1)
+    x = laid_out(torch.ones_like(x) if kind == "constant" else x, channels_last)
+    assert op.plan(x, 6, False, 1).places < op._CAPACITY < 8 * 300
+    check(kernel, [x, x + 1], 6, 0, False)
+    check(kernel, [-x], 0, 6, False)
 
 
-def test_more_images_than_there_is_room_for(kernel) -> None:
-    x = torch.arange(600, dtype=torch.float32).reshape(600, 1, 1).expand(-1, 9, 2)
-    check(kernel, [laid_out(x, True)], 5, 5, True)
-
-
-def test_both_ends_fill_up_in_turn(kernel) -> None:
-    """While one end is merged, no warp may go on and add to the other."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.rand(8, 1, 768, generator=generator) - 0.5
-
-    def high(n: int) -> torch.Tensor:
-        return 10 + torch.rand(8, 1, n, generator=generator)
-
-    x[:, :, 256:384] = torch.cat([high(64), -high(64)], 2)
-    x[:, :, 384:512] = torch.cat([high(65), -high(61), torch.zeros(8, 1, 2)], 2)
-    x[:, :, 512:640] = -high(128)
-    check(kernel, [x], 5, 5, False)
+def test_more_images_than_are_sorted_at_once(kernel) -> None:
+    x = torch.arange(1100, dtype=torch.float32).reshape(1100, 1, 1).expand(-1, 1, 2)
+    assert op._CAPACITY < 1100
+    check(kernel, [laid_out(x, True)], 5, 3, True)
 
 
 def test_ties_go_to_the_first_site_whatever_the_warp(kernel) -> None:
     """Equal values everywhere: the buffer holds the first sites of the first image."""
     top, bottom = buffers(2, 7, 0)
-    kernel(torch.ones(40, 2, 50), torch.arange(40), top, bottom, False)
+    moments = empty_moments(2, "cpu")
+    kernel(torch.ones(40, 2, 50), torch.arange(40), top, bottom, moments, False)
     assert torch.equal(top.sites, torch.arange(7).expand(2, -1))
 
 
-def test_wide_buffers_and_many_channels(kernel) -> None:
-    batches = [laid_out(values(6, 70, 33, "normal", seed), True) for seed in range(2)]
-    check(kernel, batches, 150, 40, False)
+def test_wide_buffers(kernel) -> None:
+    check(kernel, [laid_out(values(6, 2, 33, "normal", seed), True) for seed in range(2)],
+          150, 40, False)  # fmt: skip
+
+
+@pytest.mark.parametrize("per_image", [False, True])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_many_channels(kernel, channels_last: bool, per_image: bool) -> None:
+    """Two tiles, the last one partly filled."""
+    batches = [laid_out(values(4, 70, 5, "ties", seed), channels_last) for seed in range(2)]
+    check(kernel, batches, 3, 2, per_image, processors=132)
+
+
+@pytest.mark.parametrize("per_image", [False, True])
+def test_the_cut_and_the_layout_change_no_bit(kernel, per_image: bool) -> None:
+    """Images of several parts, in one block or many, one read or several at a time."""
+    x = values(3, 4, 196, "broken", 1)
+    assert op.part_length(196) == 104
+    found = []
+    for channels_last, processors in ((True, 1), (True, 132), (False, 1), (False, 132)):
+        top, bottom = buffers(4, 6, 6)
+        moments = empty_moments(4, "cpu")
+        ids = torch.arange(3)
+        kernel(laid_out(x, channels_last), ids, top, bottom, moments, per_image, processors)
+        found.append([*top, *bottom, *moments])
+    for other in found[1:]:
+        for got, want in zip(other, found[0], strict=True):
+            torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+
+
+def test_any_strides(kernel) -> None:
+    wide = torch.randn(3, 11, 8, generator=torch.Generator().manual_seed(0))
+    maps = wide.permute(0, 2, 1)  # channels last
+    for x in (maps, maps[:, 1:7], maps[:, ::2], maps[:, :, ::2], wide[:, :, ::3]):
+        check(kernel, [x], 4, 3, False)
+        check(kernel, [x], 4, 3, True)
+
+
+def test_eight_bytes_are_read_where_they_begin_at_eight() -> None:
+    def width(x: torch.Tensor) -> str:
+        return op.plan(x, 5, True, 132).defines["WIDTH"]
+
+    maps = torch.zeros(3, 11, 8).permute(0, 2, 1)
+    assert width(maps) == "2"
+    assert width(maps.half()) == width(maps.bfloat16()) == "4"
+    assert width(maps[:, 1:7]) == width(maps[:, :7]) == width(maps[:, ::2]) == "1"
+    assert width(torch.zeros(3, 11, 7).permute(0, 2, 1)) == "1"
+    assert width(torch.zeros(3, 8, 11)) == "1"
+
+
+@pytest.mark.parametrize("scale", [1e-44, 1e-30, 1e-12, 1e12, 1e36])
+def test_sums_of_any_size(kernel, scale: float) -> None:
+    check(kernel, [values(4, 2, 20, "normal", 0) * scale], 3, 3, True)
+
+
+@pytest.mark.parametrize(("channels", "sites"), [(1024, 196), (2048, 49), (256, 3136), (64, 1)])
+@pytest.mark.parametrize("batch", [1, 32, 128])
+def test_the_plan_fills_the_device_once(batch: int, channels: int, sites: int) -> None:
+    x = torch.empty(batch, sites, channels, device="meta").permute(0, 2, 1)
+    how = op.plan(x, 50, True, 132)
+    parts = -(-sites // how.length)
+    assert parts <= 8
+    assert how.length % 8 == 0
+    assert how.grid == how.tiles * how.slices
+    work = how.tiles * batch * parts  # of a warp
+    assert how.slices * 8 <= batch * parts + 7
+    assert how.grid <= max(2 * 132, how.tiles)
+    assert how.grid * 8 >= min(work, 132 * 8)
 
 
 def test_layers_without_positions_are_read_as_sectors_of_channels(kernel) -> None:
     x = values(30, 20, 1, "normal", 0)
-    assert op.plan(x, 3).tile == 8
+    assert op.plan(x, 3, False, 132).defines["ROWS"] == "0"
     check(kernel, [x], 3, 3, False)
 
 
@@ -191,12 +248,15 @@ def test_a_named_backend_is_used_or_refused(fresh: bool) -> None:
 
 
 def test_what_does_not_fit_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(op._cuda, "shared_memory_limit", lambda device: 232_448)
+    monkeypatch.setattr(op._cuda, "shared_memory_limit", lambda device: 100_000)
+    monkeypatch.setattr(op._cuda, "processors", lambda device: 132)
     x = torch.zeros(2, 3, 4)
-    assert op.unsupported_reason(x, 100) is None
-    assert "float64" in op.unsupported_reason(x.double(), 100)
-    assert "need" in op.unsupported_reason(x, 100_000)
-    assert "32 bits" in op.unsupported_reason(torch.zeros(1).expand(1 << 16, 1, 1 << 16), 10)
+    assert op.unsupported_reason(x, 100, True) is None
+    assert op.unsupported_reason(torch.zeros(0, 3, 4), 100, True) is None
+    assert "float64" in op.unsupported_reason(x.double(), 100, True)
+    assert "need" in op.unsupported_reason(x, 10_000, False)
+    assert "more than" in op.unsupported_reason(x, 100_000, False)
+    assert "31 bits" in op.unsupported_reason(torch.zeros(1).expand(1 << 16, 1, 1 << 15), 10, True)
 
 
 @pytest.mark.gpu
