@@ -14,7 +14,7 @@ from psi_engine.ops import _cuda
 HERE = Path(__file__).parent
 HOPPER_SHARED = 232_448
 """Bytes of shared memory one block may ask for on sm_90."""
-_OUTCOMES = {1: "divergent barrier", 2: "shared memory overrun"}
+_OUTCOMES = {1: "divergent barrier", 2: "shared memory overrun", 3: "data race"}
 
 
 def launched(outcome: int) -> None:
@@ -22,11 +22,19 @@ def launched(outcome: int) -> None:
     assert outcome == 0, _OUTCOMES[outcome]
 
 
-def build(kernel: str, signature: str, call: str, defines: dict[str, str], folder: Path):
-    """A C function ``run(grid, block, shared_bytes, *signature)`` that launches the kernel."""
-    compiler = shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        pytest.skip("no C++ compiler (g++ or clang++) to build the kernels for the CPU with")
+def build(
+    kernel: str,
+    signature: str,
+    call: str,
+    defines: dict[str, str],
+    folder: Path,
+    *,
+    watched: bool = False,
+):
+    """A C function ``run(grid, block, shared_bytes, *signature)`` that launches the kernel.
+
+    Watched, a launch with a data race fails, and takes some ten times as long.
+    """
     macros = "".join(f"#define {name} {value}\n" for name, value in defines.items())
     text = (
         f'#include "{HERE / "shim.h"}"\n{macros}#include "{_cuda.kernel_folder() / kernel}.cu"\n'
@@ -36,6 +44,29 @@ def build(kernel: str, signature: str, call: str, defines: dict[str, str], folde
     name = "-".join([kernel, *defines.values()]).replace("/", "_").replace(" ", "_")
     wrapper, library = folder / f"{name}.cpp", folder / f"{name}.so"
     wrapper.write_text(text)
-    command = [compiler, "-std=c++17", "-O1", "-Wall", "-Wno-unused-function", "-shared", "-fPIC"]
-    subprocess.run([*command, str(wrapper), "-o", str(library)], check=True)
-    return ctypes.CDLL(str(library)).run
+    return compiled(host_compiler(), wrapper, library, watched).run
+
+
+def host_compiler() -> str:
+    """The machine's C++ compiler, or the test is skipped."""
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        pytest.skip("no C++ compiler (g++ or clang++) to build the kernels for the CPU with")
+    return compiler
+
+
+def compiled(compiler: str, wrapper: Path, library: Path, watched: bool) -> ctypes.CDLL:
+    """Compile; ``watched``: every load and store of the kernel is told to races.cpp."""
+    command = [compiler, "-std=c++17", "-g", "-Wall", "-Wno-unused-function", "-fPIC"]
+    watcher = library.parent.parent / "races.o"  # one for all folders of a test session
+    if not watcher.exists():
+        source = str(HERE / "races.cpp")
+        subprocess.run([*command, "-O2", "-c", source, "-o", str(watcher)], check=True)
+    if watched:
+        command.append("-fsanitize=thread")
+    compiled_file = str(library.with_suffix(".o"))
+    subprocess.run([*command, "-O1", "-c", str(wrapper), "-o", compiled_file], check=True)
+    # linked without its runtime: races.cpp is in the place of that
+    parts = ["-shared", compiled_file, str(watcher), "-o", str(library)]
+    subprocess.run([compiler, *parts], check=True)
+    return ctypes.CDLL(str(library))

@@ -3,8 +3,9 @@
 // Each CUDA thread is a ucontext fibre that runs until a barrier of its warp or its block, or its
 // end. It shows wrong indices, missing initialisation, divergent barriers and shared memory written
 // past what the launch asked for; threads run in falling order every other time, so that much of
-// what leans on their order shows too. It cannot show data races between warps, or speed. Dynamic
-// shared memory must be named `shared`, as in all kernels of this project.
+// what leans on their order shows too. Every load and store is watched for data races (races.cpp).
+// It cannot show speed. Dynamic shared memory must be named `shared`, as in all kernels of this
+// project.
 #pragma once
 #include <ucontext.h>
 
@@ -44,6 +45,12 @@ static double __longlong_as_double(long long bits) {
     return value;
 }
 
+static long long __double_as_longlong(double value) {
+    long long bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
 static float __uint_as_float(unsigned bits) {
     float value;
     std::memcpy(&value, &bits, sizeof value);
@@ -56,22 +63,44 @@ static unsigned __float_as_uint(float value) {
     return bits;
 }
 
+// Out of line, so that no host compiler makes one fused operation of two.
+__attribute__((noinline)) static double __dadd_rn(double a, double b) { return a + b; }
+__attribute__((noinline)) static double __dmul_rn(double a, double b) { return a * b; }
+
+extern "C" {  // races.cpp
+void races_launch(unsigned warps, void* shared, size_t bytes, void* own, size_t own_bytes);
+void races_block(int number);
+void races_watch(unsigned thread);
+void races_rest();
+void races_warp_barrier(unsigned warp);
+void races_block_barrier();
+void races_fence();
+void races_atomic(void* where, size_t size);
+int races_found();
+}
+
+// An atomic is told to the watcher as one, not as the load and the store it is made of here.
+#define ATOMIC __attribute__((noinline, no_sanitize("thread")))
+
 template <class T>
-static T atomicMin(T* where, T what) {
+ATOMIC static T atomicMin(T* where, T what) {
+    races_atomic(where, sizeof(T));
     T old = *where;
     *where = what < old ? what : old;
     return old;
 }
 
 template <class T>
-static T atomicMax(T* where, T what) {
+ATOMIC static T atomicMax(T* where, T what) {
+    races_atomic(where, sizeof(T));
     T old = *where;
     *where = what > old ? what : old;
     return old;
 }
 
 template <class T>
-static T atomicAdd(T* where, T what) {
+ATOMIC static T atomicAdd(T* where, T what) {
+    races_atomic(where, sizeof(T));
     T old = *where;
     *where += what;
     return old;
@@ -93,7 +122,9 @@ static std::function<void()> body;
 static unsigned current;
 
 static void enter() {
+    races_watch(current);
     body();
+    races_rest();
     states[current] = State::finished;
     swapcontext(&fibres[current], &scheduler);
 }
@@ -104,6 +135,12 @@ static void wait(State barrier, int line = 0) {
     lines[self] = line;
     swapcontext(&fibres[self], &scheduler);
 }
+
+// While it lives, what the shim itself loads and stores is not watched.
+struct Unwatched {
+    Unwatched() { races_rest(); }
+    ~Unwatched() { races_watch(current); }
+};
 
 static bool all(unsigned first, unsigned last, State state) {
     for (unsigned t = first; t < last; ++t) {
@@ -142,7 +179,7 @@ static bool overrun(size_t shared_bytes) {
     return false;
 }
 
-enum Outcome { kGood = 0, kDivergentBarrier = 1, kSharedOverrun = 2 };
+enum Outcome { kGood = 0, kDivergentBarrier = 1, kSharedOverrun = 2, kRace = 3 };
 
 // Run body() for every thread of every block; the kernel reads threadIdx and blockIdx.
 static int launch(unsigned grid, unsigned block, size_t shared_bytes, std::function<void()> work) {
@@ -152,9 +189,11 @@ static int launch(unsigned grid, unsigned block, size_t shared_bytes, std::funct
     std::vector<unsigned char> stacks(block * kStack);
     exchanged.assign(block, 0);
     lines.assign(block, 0);
+    races_launch((block + kWarp - 1) / kWarp, shared, sizeof shared, stacks.data(), stacks.size());
     bool falling = false;
     for (unsigned b = 0; b < grid; ++b) {
         blockIdx = {b, 0, 0};
+        races_block(static_cast<int>(b));
         std::memset(shared, kPoison, sizeof shared);
         fibres.assign(block, ucontext_t{});
         states.assign(block, State::running);
@@ -170,11 +209,14 @@ static int launch(unsigned grid, unsigned block, size_t shared_bytes, std::funct
                 for (advance(first, last, falling); all(first, last, State::at_warp);
                      advance(first, last, falling)) {
                     falling = !falling;
+                    races_warp_barrier(first / kWarp);
                     release(first, last);
                 }
             }
             if (overrun(shared_bytes)) return kSharedOverrun;
+            if (races_found()) return kRace;
             if (together(block)) {
+                races_block_barrier();
                 release(0, block);
             } else if (!all(0, block, State::finished)) {
                 return kDivergentBarrier;
@@ -188,6 +230,7 @@ static int launch(unsigned grid, unsigned block, size_t shared_bytes, std::funct
 template <class T>
 static T shuffle(T value, unsigned lane) {
     static_assert(sizeof(T) <= sizeof(unsigned long long), "a shuffle moves up to 8 bytes");
+    const Unwatched guard;
     const unsigned self = current;
     std::memcpy(&exchanged[self], &value, sizeof value);
     wait(State::at_warp);
@@ -198,7 +241,13 @@ static T shuffle(T value, unsigned lane) {
 
 }  // namespace shim
 
+static void syncthreads(int line) {
+    const shim::Unwatched guard;
+    shim::wait(shim::State::at_block, line);
+}
+
 static int syncthreads_or(int predicate, int line) {
+    const shim::Unwatched guard;
     shim::exchanged[shim::current] = predicate != 0;
     shim::wait(shim::State::at_block, line);
     int any = 0;
@@ -208,10 +257,15 @@ static int syncthreads_or(int predicate, int line) {
 }
 
 // Macros, to know where: threads that wait at different barriers are not together.
-#define __syncthreads() shim::wait(shim::State::at_block, __LINE__)
+#define __syncthreads() syncthreads(__LINE__)
 #define __syncthreads_or(predicate) syncthreads_or(predicate, __LINE__)
 
-static void __syncwarp(unsigned = ~0u) { shim::wait(shim::State::at_warp); }
+static void __threadfence() { races_fence(); }
+
+static void __syncwarp(unsigned = ~0u) {
+    const shim::Unwatched guard;
+    shim::wait(shim::State::at_warp);
+}
 
 template <class T>
 static T __shfl_sync(unsigned, T value, int lane) {
@@ -230,6 +284,7 @@ static T __shfl_up_sync(unsigned, T value, unsigned by) {
 }
 
 static unsigned __ballot_sync(unsigned, int predicate) {
+    const shim::Unwatched guard;
     const unsigned self = shim::current, first = self / shim::kWarp * shim::kWarp;
     shim::exchanged[self] = predicate != 0;
     shim::wait(shim::State::at_warp);
@@ -239,6 +294,14 @@ static unsigned __ballot_sync(unsigned, int predicate) {
     }
     shim::wait(shim::State::at_warp);
     return bits;
+}
+
+static unsigned __reduce_max_sync(unsigned mask, unsigned value) {
+    for (int by = 16; by > 0; by >>= 1) {
+        const unsigned other = __shfl_xor_sync(mask, value, by);
+        value = other > value ? other : value;
+    }
+    return value;
 }
 
 static int __popc(unsigned bits) { return __builtin_popcount(bits); }

@@ -23,7 +23,7 @@ CALL = (
 
 
 @pytest.fixture(scope="module")
-def kernel(tmp_path_factory: pytest.TempPathFactory):
+def kernel(tmp_path_factory: pytest.TempPathFactory, watched: bool):
     """The kernel, built once per set of macros; called like the op."""
     built = {}
 
@@ -42,7 +42,9 @@ def kernel(tmp_path_factory: pytest.TempPathFactory):
         name = tuple(how.defines.values())
         if name not in built:
             folder = tmp_path_factory.mktemp("kernels")
-            built[name] = build("contingency", SIGNATURE, CALL, how.defines, folder)
+            built[name] = build(
+                "contingency", SIGNATURE, CALL, how.defines, folder, watched=watched
+            )
         out = torch.full((channels, replicates), 7.0, dtype=torch.float64)
         arrays = (*op.kernel_arguments(a, b, count, keys), out)
         launched(
@@ -85,10 +87,12 @@ def test_every_width_of_a_block(kernel) -> None:
         check(kernel, a, b, keys, 150, shared_limit=limit)
 
 
+@pytest.mark.races
 def test_blocks_stride_over_channels_and_replicates(kernel) -> None:
     check(kernel, *problems(3, 12, 3, 4), 200, grid=2)
 
 
+@pytest.mark.races
 def test_unknown_patches_stay_out(kernel) -> None:
     a, b, keys = problems(4, 30, 3, 6)
     a[:, ::7] = -1

@@ -21,7 +21,7 @@ CALL = "grams, labels, out, bad, problems, patches, clusters, scale, step, tiled
 
 
 @pytest.fixture(scope="module", params=["float", "double"])
-def kernel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+def kernel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, watched: bool):
     """The kernel for one Gram type, called with tensors; asserts a clean launch."""
     defines = {
         "GRAM_T": request.param,
@@ -29,7 +29,8 @@ def kernel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         "BOUND": repr(BOUND),
         "RESOLUTION": repr(op.RESOLUTION),
     }
-    run = build("silhouette", SIGNATURE, CALL, defines, tmp_path_factory.mktemp("kernels"))
+    folder = tmp_path_factory.mktemp("kernels")
+    run = build("silhouette", SIGNATURE, CALL, defines, folder, watched=watched)
     dtype = {"float": torch.float32, "double": torch.float64}[request.param]
 
     def call(
@@ -101,17 +102,20 @@ def test_tile_ends_where_shared_memory_does(item: int, most: int) -> None:
     assert op.shared_bytes(most + 1, 5, item, True) > HOPPER_SHARED
 
 
+@pytest.mark.races
 def test_tile_and_global_reads_agree(kernel) -> None:
     z, labels = rows(3, 60), random_labels(3, 60, 4)
     grams = z @ z.mT
     assert torch.equal(kernel(grams, labels, tiled=True)[0], kernel(grams, labels, tiled=False)[0])
 
 
+@pytest.mark.races
 def test_blocks_stride_over_problems(kernel) -> None:
     z = rows(7, 20)
     check(kernel, z @ z.mT, random_labels(7, 20, 3), grid=2)
 
 
+@pytest.mark.races
 def test_masked_patches_count_nowhere(kernel) -> None:
     z, labels = rows(3, 40), random_labels(3, 40, 3)
     labels[:, ::3] = -1
@@ -134,6 +138,7 @@ def test_degenerate_labels(kernel, labels: list[int]) -> None:
     check(kernel, z @ z.mT, torch.tensor([labels]))
 
 
+@pytest.mark.races
 def test_duplicates_and_ties(kernel) -> None:
     z = rows(1, 3)[:, [0, 0, 1, 1, 2, 2, 2, 0]]
     check(kernel, z @ z.mT, torch.tensor([[0, 0, 1, 1, 2, 2, 1, 2]]))
@@ -143,6 +148,7 @@ def test_duplicates_and_ties(kernel) -> None:
     assert kernel(torch.eye(8)[None], torch.arange(8)[None] % 2)[0].eq(0).all()
 
 
+@pytest.mark.races
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 3.0])
 def test_flags_entries_that_are_no_cosines(kernel, value: float) -> None:
     z = rows(1, 6)
