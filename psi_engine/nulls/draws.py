@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy import special
 from torch import Tensor
 
 from psi_engine.ops.random import permutations, uniform
+
+_ALONE = 1 << 14
+# Numbers that one thread inverts in less than starting others takes.
 
 
 def without_replacement(keys: Tensor, population: int, size: int) -> Tensor:
@@ -41,16 +48,15 @@ def normals(*keys: Tensor | int) -> Tensor:
     SciPy's scalar function on the CPU: the same bits on every device and in every batch.
     """
     u = uniform(*keys)
-    values = special.ndtri(u.cpu().numpy() + 2.0**-54)
-    return torch.from_numpy(np.asarray(values)).to(u.device)
+    return _normals_on_cpu(u).to(u.device)
 
 
 def chi(freedom: Tensor, *keys: Tensor | int) -> Tensor:
     """Chi variates (lengths of normal vectors), float64, broadcast shape, by inversion."""
     u = uniform(*keys)
-    half = np.broadcast_to(freedom.cpu().numpy() / 2.0, u.shape)
-    values = np.sqrt(2.0 * special.gammaincinv(half, u.cpu().numpy() + 2.0**-54))
-    return torch.from_numpy(np.asarray(values)).to(u.device)
+    half = torch.broadcast_to(freedom.cpu().to(torch.float64) / 2.0, u.shape)
+    gamma = _in_threads(special.gammaincinv, half.numpy(), u.cpu().numpy() + 2.0**-54)
+    return torch.from_numpy(np.asarray(np.sqrt(2.0 * gamma))).to(u.device)
 
 
 def frames(keys: Tensor, size: int, dim: int) -> Tensor:
@@ -62,10 +68,48 @@ def frames(keys: Tensor, size: int, dim: int) -> Tensor:
     LAPACK factors each matrix by itself on the CPU; on CUDA many small QRs are slow, and the bits
     would differ.
     """
-    place = torch.arange(dim * size).reshape(dim, size)
-    q, r = torch.linalg.qr(normals(keys.cpu()[:, None, None], place))
+    return _frames_on_cpu(keys, size, dim).to(keys.device)
+
+
+def gaussian_on_cpu(keys: Tensor, rows: int, columns: int) -> Tensor:
+    """Matrices of standard normals for LAPACK: float64 (m, rows, columns) on the CPU.
+
+    The uniforms behind them are hashed where the keys are.
+    """
+    place = torch.arange(rows * columns, device=keys.device).reshape(rows, columns)
+    return _normals_on_cpu(uniform(keys[:, None, None], place))
+
+
+def _frames_on_cpu(keys: Tensor, size: int, dim: int) -> Tensor:
+    q, r = torch.linalg.qr(gaussian_on_cpu(keys, dim, size))
     diagonal = r.diagonal(dim1=-2, dim2=-1)
-    return (q * torch.where(diagonal < 0, -1.0, 1.0)[:, None, :]).mT.to(keys.device)
+    return (q * torch.where(diagonal < 0, -1.0, 1.0)[:, None, :]).mT
+
+
+def _normals_on_cpu(u: Tensor) -> Tensor:
+    return torch.from_numpy(_in_threads(special.ndtri, u.cpu().numpy() + 2.0**-54))
+
+
+def _in_threads(
+    function: Callable[..., object], *arrays: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """An elementwise function of arrays of one shape, in torch's thread count."""
+    out = np.empty(arrays[0].shape)
+    flat = [x.reshape(-1) for x in (*arrays, out)]
+    threads = max(1, min(torch.get_num_threads(), out.size // _ALONE))
+    size = -(-out.size // threads)
+    parts = [slice(at, at + size) for at in range(0, out.size, max(1, size))]
+
+    def run(part: slice) -> None:
+        *given, into = (x[part] for x in flat)
+        function(*given, out=into)
+
+    if threads == 1:
+        run(slice(None))
+    else:  # SciPy's loops release the interpreter lock
+        with ThreadPoolExecutor(threads, thread_name_prefix="psi-engine") as pool:
+            list(pool.map(run, parts))
+    return out
 
 
 def rotations_about_ones(keys: Tensor, n: int) -> Tensor:
@@ -77,7 +121,7 @@ def rotations_about_ones(keys: Tensor, n: int) -> Tensor:
     in O(n − 1).
     """
     size = n - 1
-    q = frames(keys.cpu(), size, size).mT
+    q = _frames_on_cpu(keys, size, size).mT
     row = torch.arange(1, n, dtype=torch.float64)
     basis = torch.triu(torch.ones(n, size, dtype=torch.float64))
     basis[row.long(), row.long() - 1] = -row

@@ -44,11 +44,13 @@ def partition(batch: Batch, call: Call) -> NullSummary:
             call.config.d_measure,
             call.centre_similarities,
         )[:, 0]
-        for part in call.replicates().split(many):
+        for part, out in zip(
+            call.replicates().split(many), draws[rows].split(many, dim=1), strict=True
+        ):
             keys = call.keys("null.d.partition", batch.ids[rows, None], part)
             own = batch.assignments[rows, None].expand(-1, len(part), -1)
             shuffled = own.gather(2, permutations(keys, n))
-            draws[rows, part[0] : part[-1] + 1] = partition_distinctness(
+            out[:] = partition_distinctness(
                 found,
                 batch.grams[rows],
                 shuffled,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from psi_engine.nulls.base import Batch, Call
-from psi_engine.nulls.draws import normals
+from psi_engine.nulls.draws import gaussian_on_cpu
 from psi_engine.ops.exact import fold_mean, fold_sum, gram, unit_rows
 from psi_engine.ops.random import permutations, uniform
 
@@ -48,11 +48,10 @@ def rotated_scores(batch: Batch, call: Call, rows: Tensor) -> Tensor:
     bank = n * dim * 48
     each = n * (dim * 40 + n * 16)
     parts = call.replicates().split(call.chunk(2 * bank))
-    for part in parts:
-        keep = 0 if len(parts) == 1 else int(part[0])
+    for turn, part in enumerate(parts):
         held = call.latest(
             "frames",
-            (n, dim, keep),
+            (n, dim, len(parts), turn),
             lambda part=part: _frames(n, dim, part, call),  # type: ignore[misc]
         )
         step = max(1, call.chunk(2 * each) // len(part))
@@ -74,12 +73,11 @@ def _frames(n: int, dim: int, replicates: Tensor, call: Call) -> Tensor:
     The Q factor of a Gaussian matrix without its column means, with the signs of R's diagonal
     moved over (Mezzadri 2007). LAPACK factors each matrix by itself on the CPU.
     """
-    keys = call.keys("null.s.frames", n, dim, replicates).cpu()
-    place = torch.arange(dim * n).reshape(dim, n)
+    keys = call.keys("null.s.frames", n, dim, replicates)
     out = torch.empty(len(keys), n, dim, dtype=torch.float64, device=call.device)
     step = call.near_chunk(n * dim * 64)
     for start in range(0, len(keys), step):
-        gaussian = normals(keys[start : start + step, None, None], place)
+        gaussian = gaussian_on_cpu(keys[start : start + step], dim, n)
         centred = gaussian - fold_mean(gaussian)[..., None]
         q, r = torch.linalg.qr(centred.mT)
         q = q * torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0)[:, None, :]

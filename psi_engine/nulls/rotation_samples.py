@@ -92,17 +92,17 @@ def _compare(batch: Batch, call: Call, products: Tensor, shift: float) -> NullSu
     shuffled = on_grid(shuffled, PRODUCT_GRID)
     each = n * n * 64
     parts = call.replicates().split(min(call.chunk(each), 256))
-    for part in parts:
-        keep = 0 if len(parts) == 1 else int(part[0])
+    for which, part in enumerate(parts):
         bank = call.latest(
             "rotations",
-            (n, keep),
+            (n, len(parts), which),
             lambda part=part: on_grid(  # type: ignore[misc]
                 rotations_about_ones(call.keys("null.s.bank", n, part), n), ROTATION_GRID
             ),
         )
         keys = call.keys("null.s.solve", batch.ids[:, None], part)
-        draws[:, part[0] : part[-1] + 1] = call.rotated_separability(
+        at = which * len(parts[0])
+        draws[:, at : at + len(part)] = call.rotated_separability(
             bank, shuffled, scale, shift, keys
         )
     return summarise(batch.s, draws)

@@ -48,10 +48,12 @@ def text_rotation(batch: Batch, call: Call) -> NullSummary:
     draws = torch.empty(
         len(factors), call.config.replicates, dtype=torch.float64, device=call.device
     )
-    for several, bank in _banks(factors.shape[2], call):
-        draws[:, several[0] : several[-1] + 1] = factored_measure(
+    done = 0
+    for bank in _banks(factors.shape[2], call):
+        draws[:, done : done + len(bank)] = factored_measure(
             factors, bank, named.weights, kind, backend=call.backend, memory=call.memory
         )
+        done += len(bank)
     return summarise(batch.d, named.scale * draws)
 
 
@@ -87,8 +89,8 @@ def gram_roots(rows: Tensor) -> Tensor:
     return quantise(root)
 
 
-def _banks(size: int, call: Call) -> Iterable[tuple[Tensor, Tensor]]:
-    """Replicates and their turned texts, float32 (replicates, size, texts); kept where they fit."""
+def _banks(size: int, call: Call) -> Iterable[Tensor]:
+    """Turned texts, float32 (replicates, size, texts), in turn; kept where all of them fit."""
     if call.texts is None:
         raise ValueError("a D null needs texts")
     if 4 * call.config.replicates * size * len(call.texts.rows) > call.memory // 4:
@@ -97,9 +99,10 @@ def _banks(size: int, call: Call) -> Iterable[tuple[Tensor, Tensor]]:
     return call.latest("text-rotation", size, lambda: list(_turned(size, texts, call)))
 
 
-def _turned(size: int, texts: Tensor, call: Call) -> Iterator[tuple[Tensor, Tensor]]:
+def _turned(size: int, texts: Tensor, call: Call) -> Iterator[Tensor]:
+    wide = texts.to(torch.float64).T
     each = 8 * size * (3 * texts.shape[1] + 4 * len(texts))
     for several in call.replicates().split(min(call.chunk(4 * each), 128)):
         axes = quantise(frames(call.keys("null.d.rotation", size, several), size, texts.shape[1]))
         # products of grid numbers: exact in float64, in any order
-        yield several, quantise(axes.to(torch.float64) @ texts.to(torch.float64).T)
+        yield quantise(axes.to(torch.float64) @ wide)

@@ -30,8 +30,9 @@ def text_shuffle(batch: Batch, call: Call) -> NullSummary:
     rows = named.rows
     texts = call.texts.rows
     draws = torch.empty(len(rows), call.config.replicates, dtype=torch.float64, device=rows.device)
-    for several, shuffled in _shuffles(texts, call):
-        size = len(several)
+    done = 0
+    for shuffled in _shuffles(texts, call):
+        size = len(shuffled)
         wide = shuffled.flatten(0, 1).to(torch.float64)  # once, not for every few channels
         step = call.near_chunk(k * size * (len(texts) * 28 + texts.shape[1] * 16))
         for start in range(0, len(rows), step):
@@ -41,20 +42,21 @@ def text_shuffle(batch: Batch, call: Call) -> NullSummary:
             found = found.unflatten(0, (-1, k)).unflatten(2, (size, -1)).movedim(2, 1).flatten(0, 1)
             here = named.weights[part].repeat_interleave(size, 0)
             values = named.scale * measure(found, here, kind)
-            draws[part, several[0] : several[-1] + 1] = values.unflatten(0, (-1, size))
+            draws[part, done : done + size] = values.unflatten(0, (-1, size))
+        done += size
     return summarise(batch.d, draws)
 
 
-def _shuffles(texts: Tensor, call: Call) -> Iterable[tuple[Tensor, Tensor]]:
-    """Replicates and their texts, float32 (replicates, texts, dim); kept where all of them fit."""
+def _shuffles(texts: Tensor, call: Call) -> Iterable[Tensor]:
+    """Shuffled texts, float32 (replicates, texts, dim), in turn; kept where all of them fit."""
     if 4 * call.config.replicates * texts.numel() > call.memory // 4:
         return _shuffled(texts, call)
     return call.once("text-shuffle", lambda: list(_shuffled(texts, call)))
 
 
-def _shuffled(texts: Tensor, call: Call) -> Iterator[tuple[Tensor, Tensor]]:
+def _shuffled(texts: Tensor, call: Call) -> Iterator[Tensor]:
     coordinates = torch.arange(texts.shape[1], device=texts.device)
     for several in call.replicates().split(call.near_chunk(texts.numel() * 64)):
         keys = call.keys("null.d.shuffle", several[:, None], coordinates)
         order = permutations(keys, len(texts)).mT  # (replicates, texts, dim)
-        yield several, unit_rows(texts.expand(len(several), -1, -1).gather(1, order)).rows
+        yield unit_rows(texts.expand(len(several), -1, -1).gather(1, order)).rows

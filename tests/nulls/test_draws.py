@@ -3,6 +3,7 @@ import pytest
 import torch
 from scipy import stats
 
+from psi_engine.nulls import draws
 from psi_engine.nulls.draws import (
     chi,
     normals,
@@ -47,8 +48,24 @@ def test_too_many_are_refused():
 def test_normals_and_chi_have_their_laws():
     assert stats.kstest(normals(KEYS, 3).numpy(), "norm").pvalue > 1e-3
     for freedom in (1, 5, 200):
-        draws = chi(torch.tensor(freedom), KEYS, freedom)
-        assert stats.kstest(draws.numpy(), "chi", args=(freedom,)).pvalue > 1e-3
+        lengths = chi(torch.tensor(freedom), KEYS, freedom)
+        assert stats.kstest(lengths.numpy(), "chi", args=(freedom,)).pvalue > 1e-3
+
+
+def test_threads_change_no_bit(monkeypatch):
+    place = torch.arange(29)
+    alone = normals(KEYS[:, None], place), chi(place + 1, KEYS[:, None], place)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    calls = []
+    pool = draws.ThreadPoolExecutor
+    monkeypatch.setattr(
+        draws, "ThreadPoolExecutor", lambda *x, **y: calls.append(x) or pool(*x, **y)
+    )
+    assert torch.equal(normals(KEYS[:, None], place), alone[0])
+    assert torch.equal(chi(place + 1, KEYS[:, None], place), alone[1])
+    assert calls == [(3,), (3,)]
+    assert normals(7, 1).shape == ()
+    assert normals(KEYS[:0], 1).shape == (0,)
 
 
 def test_rotations_are_orthogonal_keep_ones_and_are_haar():
