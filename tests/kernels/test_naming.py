@@ -21,7 +21,7 @@ KINDS = ("gap", "contrast", "margin")
 
 
 @pytest.fixture(scope="module")
-def kernel(tmp_path_factory: pytest.TempPathFactory):
+def kernel(tmp_path_factory: pytest.TempPathFactory, watched: bool):
     """The kernel, built once per set of macros; called like the op."""
     built = {}
 
@@ -32,7 +32,7 @@ def kernel(tmp_path_factory: pytest.TempPathFactory):
         name = tuple(defines.values())
         if name not in built:
             folder = tmp_path_factory.mktemp("kernels")
-            built[name] = build("naming", SIGNATURE, CALL, defines, folder)
+            built[name] = build("naming", SIGNATURE, CALL, defines, folder, watched=watched)
         out = torch.full((n, sets), 7.0, dtype=torch.float64)
         arrays = (*op.kernel_arguments(factors, bank, weights), out)
         launched(
@@ -99,6 +99,7 @@ def test_tiles_of_four_texts(kernel, k: int, kind: str) -> None:
     check(kernel, problem(20, k, k, 5, 21), kind, how=how)
 
 
+@pytest.mark.races
 def test_blocks_stride_over_channels_and_sets(kernel) -> None:
     """Threads without a channel wait at the barriers with the others."""
     sets = problem(70, 5, 5, 5, 9)
@@ -129,6 +130,7 @@ def test_has_the_values_of_the_reference(kernel, kind: str) -> None:
             assert float(got[n, s]) == pytest.approx(want, abs=1e-14)
 
 
+@pytest.mark.races
 @pytest.mark.parametrize("kind", KINDS)
 def test_equal_texts_everywhere(kernel, kind: str) -> None:
     """All texts are the first one: no gap, and every cluster has the same name."""

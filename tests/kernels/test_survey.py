@@ -30,7 +30,7 @@ CALL = (
 
 
 @pytest.fixture(scope="module")
-def kernel(tmp_path_factory: pytest.TempPathFactory):
+def kernel(tmp_path_factory: pytest.TempPathFactory, watched: bool):
     """The kernel, built once per set of macros; works on buffers and statistics in place."""
     built = {}
 
@@ -40,7 +40,7 @@ def kernel(tmp_path_factory: pytest.TempPathFactory):
         name = tuple(how.defines.values())
         if name not in built:
             folder = tmp_path_factory.mktemp("kernels")
-            built[name] = build("survey", SIGNATURE, CALL, how.defines, folder)
+            built[name] = build("survey", SIGNATURE, CALL, how.defines, folder, watched=watched)
         parts = (image_ids, *top, *bottom, *moments, *op.workspace(x, per_image, how))
         launched(
             built[name](
@@ -146,18 +146,28 @@ def test_more_survivors_than_there_is_room_for(kernel, kind: str, channels_last:
     check(kernel, [-x], 0, 6, False)
 
 
+@pytest.mark.races
 def test_more_images_than_are_sorted_at_once(kernel) -> None:
     x = torch.arange(1100, dtype=torch.float32).reshape(1100, 1, 1).expand(-1, 1, 2)
     assert op._CAPACITY < 1100
     check(kernel, [laid_out(x, True)], 5, 3, True)
 
 
+@pytest.mark.races
 def test_ties_go_to_the_first_site_whatever_the_warp(kernel) -> None:
     """Equal values everywhere: the buffer holds the first sites of the first image."""
     top, bottom = buffers(2, 7, 0)
     moments = empty_moments(2, "cpu")
     kernel(torch.ones(40, 2, 50), torch.arange(40), top, bottom, moments, False)
     assert torch.equal(top.sites, torch.arange(7).expand(2, -1))
+
+
+@pytest.mark.parametrize("per_image", [False, True])
+def test_an_end_that_is_not_wanted(kernel, per_image: bool) -> None:
+    x = values(4, 2, 20, "broken", 0)
+    check(kernel, [x], 0, 3, per_image)
+    check(kernel, [laid_out(x, True)], 3, 0, per_image)
+    check(kernel, [x], 0, 0, per_image)
 
 
 def test_wide_buffers(kernel) -> None:
@@ -173,6 +183,7 @@ def test_many_channels(kernel, channels_last: bool, per_image: bool) -> None:
     check(kernel, batches, 3, 2, per_image, processors=132)
 
 
+@pytest.mark.races
 @pytest.mark.parametrize("per_image", [False, True])
 def test_the_cut_and_the_layout_change_no_bit(kernel, per_image: bool) -> None:
     """Images of several parts, in one block or many, one read or several at a time."""
@@ -190,6 +201,7 @@ def test_the_cut_and_the_layout_change_no_bit(kernel, per_image: bool) -> None:
             torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.races
 def test_any_strides(kernel) -> None:
     wide = torch.randn(3, 11, 8, generator=torch.Generator().manual_seed(0))
     maps = wide.permute(0, 2, 1)  # channels last
