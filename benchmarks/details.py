@@ -151,7 +151,7 @@ def kills(result: Mapping[str, Any]) -> str:
 
 
 GPU_HEAD = (
-    "work", "by", "channels", "seconds", "floor", "of the floor", "within 2×", "GB/s", "TFLOP/s",
+    "work", "by", "problems", "seconds", "floor", "of the floor", "within 2×", "GB/s", "TFLOP/s",
     "peak", "floor by arithmetic", "goal",
 )  # fmt: skip
 
@@ -171,7 +171,7 @@ def gpu(result: Result) -> str:
         floor, part = row.get("floor"), row.get("of_floor")
         lines.append([
             row["what"] + (f", {row['dtype']}" if "dtype" in row else ""), row.get("backend", ""),
-            str(row.get("channels", "")),
+            str(row.get("problems", "")),
             middle(row, "seconds", seconds) if "seconds_p50" in row else seconds(taken(row)),
             seconds(floor) if floor else "", f"{part:.0%}" if floor else "",
             ("yes" if part * NEAR >= 1 else "no") if floor else "",

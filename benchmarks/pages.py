@@ -99,7 +99,7 @@ def whole(gpu: Result, name: str) -> Mapping[str, Any] | None:
     """The GPU's row of a work on all channels; None where it failed or was not measured."""
     found = [x for x in rows(gpu, what=name) if not x.get("failed")]
     found = [x for x in found if x.get("backend", "cuda") == "cuda"]
-    return max(found, key=lambda x: x.get("channels", 0)) if found else None
+    return max(found, key=lambda x: x.get("problems", 0)) if found else None
 
 
 def taken(row: Mapping[str, Any]) -> float:

@@ -106,7 +106,7 @@ def _gpu(**facts: Any) -> dict[str, Any]:
         "cpu": "x", "cores": 16,
     } | facts  # fmt: skip
     work = {
-        "what": "S, M = 1000", "backend": "cuda", "channels": 3072, "floor": 0.2, "of_floor": 0.4,
+        "what": "S, M = 1000", "backend": "cuda", "problems": 3072, "floor": 0.2, "of_floor": 0.4,
         "bytes_per_second": 2e12, "copy_share": 0.5, "peak_mib": 12.0,
         **{f"seconds_{x}": y for x, y in Spread(0.4, 0.5, 0.6)._asdict().items()},
     }  # fmt: skip
