@@ -1,43 +1,57 @@
 """Ground truth on real images and networks, and on the demo world.
 
-    python -m benchmarks.ground_truth SHARED [--out runs] [--sets 100] [--units 100] [--demo-only]
+    python -m benchmarks.ground_truth SHARED --out benchmarks/results [--sets 100] [--units 100]
 
 SHARED holds ``data/tiny-imagenet`` and ``weights`` (a quantised ResNet-50 to plant units on, a
 quantised ResNet-18 as the encoder with its classifier rows as concepts). Related classes and
-coarse labels come from ``benchmarks/tiny_imagenet_parents.json``. Prints the worst contrasts on
-the held-out classes as Markdown; the whole tables and figures are in the folders it names.
+coarse labels come from ``benchmarks/tiny_imagenet_parents.json``. A row is a measure's worst
+contrasts on the held-out classes, with bootstrap intervals; the whole tables and figures are in
+the folders it names, under ``--runs``.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness import Results
 from psi_engine.validation import GroundTruthConfig, run_ground_truth, summarise
 
 PARENTS = Path(__file__).parent / "tiny_imagenet_parents.json"
 WEIGHTS = "{}_imagenet_quantised.safetensors"
-HEADLINES = ("unrelated", "related", "projection")
 
 
-def main() -> None:
-    """Run both worlds and print what they say."""
+def main(arguments: Sequence[str] | None = None) -> Results:
+    """Run both worlds; print and write one row per world, suite and measure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("shared", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("runs"))
+    parser.add_argument("--out", type=Path, help="folder for ground-truth.csv and .json")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="for the whole tables")
     parser.add_argument("--sets", type=int, default=100)
     parser.add_argument("--units", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--demo-only", action="store_true")
-    arguments = parser.parse_args()
-    common = {"sets": arguments.sets, "units": arguments.units, "seed": arguments.seed}
-    configs = [GroundTruthConfig.demo(out=str(arguments.out / "ground-truth-demo"), **common)]
-    if not arguments.demo_only:
-        configs.append(real(arguments.shared, arguments.out / "ground-truth", **common))
-    for config in configs:
-        show(summarise(run_ground_truth(config, progress=tell)))
+    options = parser.parse_args(arguments)
+    results = Results("ground-truth", vars(options), keep=options.out)
+    common = {"sets": options.sets, "units": options.units, "seed": options.seed}
+    worlds = {"demo": GroundTruthConfig.demo(out=str(options.runs / "ground-truth-demo"), **common)}
+    if not options.demo_only:
+        worlds["real"] = real(options.shared, options.runs / "ground-truth", **common)
+    results.facts["worlds"] = {}
+    for world, config in worlds.items():
+        found = summarise(run_ground_truth(config, progress=tell))
+        counted = {name: found[name] for name in ("counts", "notes", "seconds")}
+        results.facts["worlds"][world] = counted
+        print(f"{found['ground_truth']}: {found['counts']}, seconds {found['seconds']}")
+        for suite, rows in found["suites"].items():
+            for row in rows:
+                results.add(world=world, suite=suite, **row)
+    if options.out:
+        results.write(options.out)
+    return results
 
 
 def real(shared: Path, out: Path, **changes: Any) -> GroundTruthConfig:
@@ -59,22 +73,6 @@ def real(shared: Path, out: Path, **changes: Any) -> GroundTruthConfig:
 def tell(what: str, done: int, total: int) -> None:
     """Print progress on one line of stderr."""
     sys.stderr.write(f"\r{what}: {done} of {total}   " + "\n" * (done == total))
-
-
-def show(found: dict[str, Any]) -> None:
-    """Print a summary as Markdown tables."""
-    print(f"\n{found['ground_truth']}: {found['counts']}, seconds {found['seconds']}")
-    for suite, rows in found["suites"].items():
-        print(f"\n| {suite} | " + " | ".join(HEADLINES) + " |")
-        print("|---|---|---|---|")
-        for row in rows:
-            cells = [
-                f"{row[name]:.3f} [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]"
-                if name in row
-                else "–"
-                for name in HEADLINES
-            ]
-            print(f"| {row['measure']} | " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":

@@ -1,23 +1,24 @@
 """Measure the constants of docs/scaling.md: what an image, a crop, a channel and a merge cost.
 
-    python -m benchmarks.scaling [--rounds 5]
+    python -m benchmarks.scaling --out benchmarks/results
 
-Times are seconds of processor time of one thread, medians over the rounds, so that other work
-on the machine hardly shows. The network is a torchvision ResNet-50 with random weights at 64
+Times are microseconds of processor time of one thread, the works in turns, so that other work on
+the machine hardly shows. The network is a torchvision ResNet-50 with random weights at 64
 pixels, the images those of the demo, the encoder the demo's.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
+from benchmarks.harness import Results, Work, interleave, spread
 from psi_engine.artifacts import write_tensors
 from psi_engine.config import MineConfig, ScoreConfig
 from psi_engine.data import open_source
@@ -33,23 +34,38 @@ WARM = 1024  # images that a miner has seen
 CHANNELS, DIM, PATCHES = 256, 512, 50
 
 
-def main() -> None:
-    """Print one line per constant."""
+class Cost(NamedTuple):
+    """One constant: what costs it, per what, how many of those a call of the work makes."""
+
+    what: str
+    unit: str
+    items: int
+    work: Callable[[], object]
+
+
+def main(arguments: Sequence[str] | None = None) -> Results:
+    """Print and write one row per constant."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, help="folder for scaling.csv and scaling.json")
     parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, 1 thread, {rounds} rounds")
-    for what, unit, items, work in (*mining(), *later()):
-        print(f"{what:46} {median(work, rounds) / items * 1e6:12.1f} µs per {unit}")
+    results = Results("scaling", vars(options))
+    costs = {cost.what: cost for cost in (*mining(), *later())}
+    works = {name: Work(cost.work) for name, cost in costs.items()}
+    for name, rounds in interleave(works, options.rounds, time.process_time).items():
+        each = [1e6 * r.seconds / costs[name].items for r in rounds]
+        results.add(what=name, per=costs[name].unit, microseconds=spread(each))
     state = miner().state_dict()
-    each = sum(x.numel() * x.element_size() for name, x in state.items() if _is_channels(name))
-    print(
-        f"{'saved state, K = 50 top, bottom and random':46} {each / CHANNELS:12.0f} B per channel"
-    )
+    kept = sum(x.numel() * x.element_size() for name, x in state.items() if _is_channels(name))
+    results.add(what="saved state, K = 50 top, bottom and random", per="channel",
+                bytes=kept / CHANNELS)  # fmt: skip
+    if options.out:
+        results.write(options.out)
+    return results
 
 
-def mining() -> list[tuple[str, str, int, Callable[[], object]]]:
+def mining() -> list[Cost]:
     """What every image costs, and what joining two miners costs."""
     model = load_model("resnet50", "none", 64)
     images = torch.rand(BATCH, 3, 64, 64).contiguous(memory_format=torch.channels_last)
@@ -70,20 +86,20 @@ def mining() -> list[tuple[str, str, int, Callable[[], object]]]:
             module(images)
 
     return [
-        ("decode and resize", "image", BATCH, decode),
-        ("forward pass", "image", BATCH, forward),
-        (
+        Cost("decode and resize", "image", BATCH, decode),
+        Cost("forward pass", "image", BATCH, forward),
+        Cost(
             f"keep the best, 8 × 8 sites, after {WARM} images",
             "image and channel",
             BATCH * CHANNELS,
             lambda: first.update(maps, ids + next(shown)),
         ),
-        ("merge two miners", "channel", CHANNELS, lambda: first.merge(second)),
-        ("save a state", "channel", CHANNELS, lambda: save(first)),
+        Cost("merge two miners", "channel", CHANNELS, lambda: first.merge(second)),
+        Cost("save a state", "channel", CHANNELS, lambda: save(first)),
     ]
 
 
-def later() -> list[tuple[str, str, int, Callable[[], object]]]:
+def later() -> list[Cost]:
     """What crops and channels cost after mining."""
     encodes = encoder()
     crops = torch.rand(64, 3, encodes.image_size, encodes.image_size)
@@ -96,7 +112,7 @@ def later() -> list[tuple[str, str, int, Callable[[], object]]]:
         ("paper", ScoreConfig.preset("paper", d_null="text-shuffle")),
     ):
         found.append(
-            (
+            Cost(
                 f"score, preset {name}, M = {config.replicates}",
                 "channel",
                 32,
@@ -105,7 +121,8 @@ def later() -> list[tuple[str, str, int, Callable[[], object]]]:
                 ),
             )
         )
-    return [("embed, the demo's encoder", "crop", 64, lambda: encodes.encode_images(crops)), *found]
+    embedding = Cost("embed, the demo's encoder", "crop", 64, lambda: encodes.encode_images(crops))
+    return [embedding, *found]
 
 
 def some_maps() -> torch.Tensor:
@@ -126,17 +143,6 @@ def save(saved: Miner) -> None:
     """Write a miner's state as a running stage does."""
     with tempfile.TemporaryDirectory() as folder:
         write_tensors(Path(folder) / "state.safetensors", saved.state_dict(), {})
-
-
-def median(work: Callable[[], object], rounds: int) -> float:
-    """Median seconds of processor time, after one warm-up."""
-    work()
-    times = []
-    for _ in range(rounds):
-        started = time.process_time()
-        work()
-        times.append(time.process_time() - started)
-    return statistics.median(times)
 
 
 def _is_channels(name: str) -> bool:
