@@ -145,18 +145,25 @@ def score(
             _score_batch(batch, nulls, call, table)
         if progress is not None:  # the other ranks are about as far
             progress("score", min((part.stop - own.start) * world.size, channels), channels)
-    for rank, (rows, notes, tallies) in enumerate(
-        world.all_gather((table.rows(own), call.notes, call.tallies))
-    ):
-        if rank != world.rank:
-            table.take(world.share(channels, rank), rows)
-            for note in notes:
-                call.note(note)
-            for text, count in tallies.items():
-                call.tally(text, count)
+    if world.size > 1:  # alone, the rows would only be copied, as large as the results
+        _gather(world, table, call)
     counted = [f"{count} {text}" for text, count in call.tallies.items()]
     centre = call.centre if "d" in available else None
     return table.finish(config, nulls, centre, (*call.notes, *counted))
+
+
+def _gather(world: World, table: ScoreTable, call: Call) -> None:
+    """Take the rows, notes and tallies of the other ranks."""
+    channels = len(table.status)
+    own = (table.rows(world.share(channels)), call.notes, call.tallies)
+    for rank, (rows, notes, tallies) in enumerate(world.all_gather(own)):
+        if rank == world.rank:
+            continue
+        table.take(world.share(channels, rank), rows)
+        for note in notes:
+            call.note(note)
+        for text, count in tallies.items():
+            call.tally(text, count)
 
 
 def channels_at_once(embeddings: Tensor, config: ScoreConfig, memory: int) -> int:

@@ -12,6 +12,7 @@ from psi_engine.config import ScoreConfig
 from psi_engine.scores import inputs
 from psi_engine.scores.inputs import survey
 from psi_engine.scores.pool import Pool
+from psi_engine.scores.psi import ScoreTable
 from psi_engine.scores.score import channels_at_once, score
 
 CPU = torch.device("cpu")
@@ -231,3 +232,11 @@ def test_the_mean_of_a_large_pool_holds_no_index_of_it(monkeypatch):
 def test_many_channels_take_no_more_memory_than_few(tmp_path):
     held = measure(tmp_path, (200_000, 4, 8), 64 << 20, replicates=4)
     assert held <= (64 << 20) + CONSTANT
+
+
+def test_results_are_not_copied_where_no_other_rank_wants_them(monkeypatch):
+    """They are as large as all that is held beside them once channels are many."""
+    monkeypatch.setattr(ScoreTable, "rows", None)
+    z = torch.randn(3, 12, 8, generator=torch.Generator().manual_seed(0))
+    found = score(z, config=ScoreConfig(replicates=20, restarts=1), device="cpu")
+    assert found.status == ("ok",) * 3
