@@ -25,6 +25,8 @@ GRID = 2.0**-24
 
 _AT_ONCE = 1 << 18
 # Numbers worked on together, see :func:`near`.
+_CONVERTED = 1 << 24
+# Numbers that loops take at once: halves are widened first.
 _SMALL = 2.0**-200
 
 
@@ -81,10 +83,10 @@ def unit_rows(x: Tensor) -> UnitRows:
         Never modified. Divided by its largest coordinate first, so that neither 1e-30 nor 1e200
         under- or overflows.
     """
-    flat = x.reshape(-1, x.shape[-1])
-    parts = [_unit(part) for part in flat.split(near(x, x.shape[-1]))]
-    if not parts:
-        parts = [_unit(flat)]
+    flat = x.detach().reshape(-1, x.shape[-1])
+    on_cpu = x.device.type == "cpu"
+    unit, numbers = (_unit_loops, _CONVERTED) if on_cpu else (_unit, _AT_ONCE << 8)
+    parts = [unit(part) for part in flat.split(max(1, numbers // max(1, x.shape[-1])))]
     rows, finite, nonzero = (torch.cat(field) for field in zip(*parts, strict=True))
     return UnitRows(
         rows.reshape(x.shape), finite.reshape(x.shape[:-1]), nonzero.reshape(x.shape[:-1])
@@ -102,6 +104,13 @@ def _largest(x: Tensor) -> Tensor:
         x = x.to(torch.float32)
     low, high = torch.aminmax(x, dim=-1, keepdim=True)
     return torch.maximum(-low, high).to(torch.float64)
+
+
+def _unit_loops(x: Tensor) -> UnitRows:
+    from psi_engine.ops import _numba_exact
+
+    wide = x if x.dtype == torch.float64 else x.to(torch.float32)
+    return UnitRows(*_numba_exact.unit_rows(wide, GRID, _SMALL))
 
 
 def _unit(x: Tensor) -> UnitRows:
@@ -141,6 +150,13 @@ def gram(rows: Tensor) -> Tensor:
         out[start : start + step] = quantise(x @ x.mT)
     out.diagonal(dim1=-2, dim2=-1).fill_(1.0)
     return out
+
+
+def clarity_of(grams: Tensor) -> Tensor:
+    """Mean cosine of two different patches: float64 (...), exact sums of the grid's multiples."""
+    n = grams.shape[-1]
+    total = fold_sum(fold_sum(grams.to(torch.float64)))
+    return (total - n) / (n * (n - 1))
 
 
 def row_keys(rows: Tensor) -> Tensor:

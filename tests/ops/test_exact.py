@@ -4,6 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from psi_engine.ops import exact
 from psi_engine.ops.exact import (
     cosines,
     fold_mean,
@@ -42,6 +43,25 @@ def test_unit_rows_do_not_see_the_scale(scale):
     rows = unit_rows(x * scale).rows
     assert torch.allclose(rows, unit_rows(x).rows, atol=2.0**-24, rtol=0)
     assert torch.equal(unit_rows(x * 2.0**-900).rows, unit_rows(x).rows)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3, 33, 512])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_loops_on_the_cpu_have_the_bits_of_tensor_operations(dtype, dim):
+    x = torch.randn(40, dim, generator=torch.Generator().manual_seed(5)).to(dtype)
+    x[1], x[2], x[3, 0], x[4, 0], x[5, -1] = 0.0, -0.0, float("nan"), -float("inf"), float("inf")
+    x[6], x[7] = torch.finfo(dtype).smallest_normal / 2, torch.finfo(dtype).max
+    x[8] *= torch.finfo(dtype).tiny
+    x[9:12, 0] = x[9:12].abs().amax(1)  # ties for the largest
+    for got, want in zip(unit_rows(x), exact._unit(x), strict=True):
+        assert got.dtype == want.dtype
+        assert got.numpy().tobytes() == want.numpy().tobytes()
+
+
+def test_no_rows_and_rows_of_any_strides():
+    assert unit_rows(torch.empty(0, 3)).rows.shape == (0, 3)
+    x = torch.randn(6, 5, 4, generator=torch.Generator().manual_seed(6))
+    assert torch.equal(unit_rows(x.mT).rows, unit_rows(x.mT.contiguous()).rows)
 
 
 def test_broken_rows_are_named_and_zero():
