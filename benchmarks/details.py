@@ -27,6 +27,8 @@ def _how(row: Mapping[str, Any]) -> str:
     counts = {"process": row.get("processes"), "thread": row.get("threads")}
     parts = [f"{n} {name}{'es' if name[-1] == 's' else 's'}" if n != 1 else f"1 {name}"
              for name, n in counts.items() if n]  # fmt: skip
+    if row.get("processes", 1) > 1 and row.get("threads"):
+        parts[-1] += " each"
     if row.get("channels"):
         parts.append(f"scaled from {row['channels']}")
     return ", ".join(parts)
@@ -37,11 +39,13 @@ def agreement(result: Mapping[str, Any]) -> str:
     lines = []
     for row in rows(result, what="agreement"):
         if row.get("left_out"):
-            lines.append([f"`{row['null']}`", row["route"], row["left_out"], "", "", ""])
+            null = f"`{row['null']}`" if row["null"] != "none" else ""
+            lines.append([null, row["route"], row["left_out"], "", "", ""])
             continue
-        apart = [f"{row[x]:.1e}" if x in row else "" for x in "sqd"]
-        better = f"{row['better']:.0%}" if row.get("better") is not None else ""
-        lines.append([f"`{row['null']}`", row["route"], *apart, better])
+        if "s" not in row:  # SemanticLens' measure; its own table has more of it
+            continue
+        apart = [f"{row[x]:.1e}" for x in "sqd"]
+        lines.append([f"`{row['null']}`", row["route"], *apart, f"{row['better']:.0%}"])
     head = ["null of S", "route", "S apart", "Q apart", "D apart", "objective at least as good"]
     return markdown(head, lines)
 
@@ -98,6 +102,20 @@ def mining(result: Mapping[str, Any]) -> str:
         lines.append([name, *(f"{mib[size]:.0f} MiB" for size in sizes)])
     head = [f"{channels} channels, {images} images" for channels, images in sizes]
     return f"{text}\nWhat the process grows by:\n\n" + markdown(["collector", *head], lines)
+
+
+def stages(result: Mapping[str, Any]) -> str:
+    """A run's long stages beside the forward pass or the encoder alone."""
+    about = result["facts"]["settings"]
+    networks = {"mine": about["model"], "embed": about["encoder"]}
+    lines = [
+        [
+            f"{row['stage']}, {networks[row['stage']]}", f"{row['items']:,}",
+            seconds(row["seconds"]), middle(row, "alone_seconds"), middle(row, "ratio"),
+        ]
+        for row in result["rows"]
+    ]  # fmt: skip
+    return markdown(["stage", "images or crops", "took", "alone, s", "ratio"], lines)
 
 
 def peers(result: Mapping[str, Any]) -> str:

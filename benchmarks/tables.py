@@ -24,7 +24,10 @@ PROJECT = Path(__file__).parents[1]
 RESULTS = PROJECT / "benchmarks/results"
 PAGES = ("README.md", "docs/speed.md")
 FIGURES = "docs/assets"
-NAMES = ("scoring", "solver", "replicates", "mining", "peers", "search", "curves", "kills", "gpu")
+NAMES = (
+    "scoring", "solver", "replicates", "curves", "peers", "mining", "stages", "kills", "search",
+    "gpu",
+)  # fmt: skip
 
 
 def read(folder: Path) -> dict[str, Result]:
@@ -50,6 +53,7 @@ def made(held: Mapping[str, Result]) -> dict[str, Callable[[], str]]:
         "peers": ("peers", details.peers),
         "search": ("search", details.search),
         "curves": ("curves", details.curves),
+        "stages": ("stages", details.stages),
         "kills": ("kills", details.kills),
     }
     makers: dict[str, Callable[[], str]] = {

@@ -134,6 +134,67 @@ def test_the_gpu_s_benchmark_on_a_cpu_is_no_gpu_figure(tmp_path: Path, facts: An
     assert tables.read(tmp_path)["gpu"] is not None
 
 
+FACTS = {
+    "benchmark": "x", "settings": {"nulls": ["a"], "channels": 64, "model": "m", "encoder": "e"},
+    "gpu": None, "cpu": "C", "cores": 2, "commit": "abc",
+}  # fmt: skip
+
+
+def _about(*rows: dict[str, Any]) -> dict[str, Any]:
+    return {"facts": FACTS, "rows": list(rows)}
+
+
+def _spread(name: str, value: float) -> dict[str, float]:
+    return {f"{name}_p20": value, f"{name}_p50": value, f"{name}_p80": value}
+
+
+def test_a_peer_that_was_left_out_says_why_and_the_most_processes_count() -> None:
+    peer = {"null": "a", "what": "SQD", "route": "p", "threads": 1, "channels": 2}
+    scoring = _about(
+        {"null": "a", "what": "agreement", "route": "absent", "left_out": "not installed: absent"},
+        {"null": "none", "what": "agreement", "route": "semanticlens", "difference": 0.0},
+        {"null": "a", "what": "SQD", "route": "psi-engine", **_spread("seconds", 2.0)},
+        {**peer, "processes": 1, **_spread("seconds", 90.0), **_spread("times", 45.0)},
+        {**peer, "processes": 2, **_spread("seconds", 50.0), **_spread("times", 25.0)},
+    )
+    held = dict.fromkeys(tables.NAMES) | {"scoring": scoring}
+    made = tables.made(held)
+    assert "not installed: absent" in made["agreement"]()
+    assert "semanticlens" not in made["agreement"]()
+    assert "| 2 processes, 1 thread each, scaled from 2 | 50.0 [50.0, 50.0] |" in made["scoring"]()
+    (line,) = [x for x in made["overview"]().splitlines() if "p: " in x]
+    assert "| 2.00 s | p: 50.0 s | 25.0× |" in line
+    assert figures.wanted(held) == {"peers": {"a": {"psi-engine": 2.0, "p": 50.0}}}
+
+
+def test_curves_show_their_ends_their_slope_and_memory(tmp_path: Path) -> None:
+    about = {"curve": "patches", "null": "a", "parts": "SQ"}
+    sizes = [
+        about | {"what": "size", "channels": 8, "patches": n, "draws": 20, "beyond_bytes": held}
+        | _spread("seconds", n / 1e3)
+        for n, held in ((20, None), (100, 9 << 20))
+    ]  # fmt: skip
+    slope = about | {"what": "slope", "power": 2, "most_beyond_bytes": 9 << 20}
+    held = dict.fromkeys(tables.NAMES) | {"curves": _about(*sizes, slope | _spread("slope", 0.5))}
+    text = tables.made(held)["curves"]()
+    assert "| 20 to 100 patches | 8 channels, 20 draws | S, Q | `a` | 20.0 ms to 100 ms |" in text
+    assert "of patches² | 9 MiB |" in text
+    (data,) = figures.wanted(held).values()
+    assert data == {"patches": {"S, Q: a": [[20, 0.02, None], [100, 0.1, 9]]}}
+    path = tmp_path / "curves.svg"
+    figures.draw("curves", data, path)
+    first = path.read_bytes()
+    figures.draw("curves", data, path)
+    assert (figures.data_of(path), path.read_bytes()) == (data, first)
+
+
+def test_stages_stand_beside_their_networks() -> None:
+    row = {"stage": "mine", "items": 2000, "seconds": 134.4}
+    stages = _about(row | _spread("alone_seconds", 119.3) | _spread("ratio", 1.13))
+    text = tables.made(dict.fromkeys(tables.NAMES) | {"stages": stages})["stages"]()
+    assert "| mine, m | 2,000 | 134 s | 119 [119, 119] | 1.13 [1.13, 1.13] |" in text
+
+
 @pytest.mark.parametrize(
     ("value", "shown"),
     [(2609.5, "2610"), (16.197, "16.2"), (0.07146, "0.0715"), (1.0, "1.00"), (float("nan"), "–")],
