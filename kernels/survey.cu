@@ -1,32 +1,38 @@
 // One batch of activations into the best sites of each channel, both ends, and its statistics.
 //
-// Formula    top holds the k greatest (value, site) of a channel, bottom those of −value: ordered by
-//            value descending, then site ascending; site = image_id · sites + position. per_image:
-//            only the best site of an image enters, the first on a tie. Sites that are not finite
-//            are counted and left out; −0 counts as +0.
+// Formula    top holds the k greatest (value, site) of a channel, bottom those of −value: by value
+//            descending, then site ascending; site = image_id · sites + position. per_image: only
+//            the best site of an image enters, the first on a tie. Sites that are not finite are
+//            counted and left out; −0 counts as +0.
 // Layout     x (batch, channels, sites) X_T at strides stride_b, stride_c, stride_s; image_ids
 //            (batch) int64, ascending, all after those in the buffers. top and bottom: keys float,
 //            sites int64, values float (channels, k), sorted, updated in place; k = 0: not wanted.
 //            minimum, maximum float (channels), totals, squares int64 (LIMBS, channels), zeros,
 //            finite, nonfinite int64 (channels): running statistics, added to in place. counts
-//            unsigned (2 · channels + tiles), all 0 at the start; room (2, channels, places) uint64,
-//            with per_image places = batch and all 0.
+//            unsigned (2 · channels + tiles), all 0 at the start; room (2, channels, places)
+//            uint64, with per_image places = batch and all 0.
 // Launch     tiles · slices blocks of BLOCK threads: 32 · WIDTH channels × a share of the images,
 //            which are cut into parts of `length` sites. A warp takes one part at a time, a lane
-//            WIDTH channels side by side: nothing but its own registers is touched per site.
+//            WIDTH channels side by side: a site touches nothing but its lane's registers.
 //            ROWS 0 reads WIDTH channels at once (channels-last maps); ROWS 1 reads rows of sites
 //            (NCHW) and turns them round in shared memory, each warp for itself.
 // Survivors  are sites before the last kept one as it was when the batch came. They are put into
 //            room, in no order; the last block of a tile to finish merges them: one warp a channel
 //            and end, or the whole block where there are many. A channel with more of them than
-//            places is read again for the number that CAPACITY sites at most reach, digit by digit:
-//            at most eight readings, whatever the values. After a few batches there are next to none.
-// Shared     dynamic, shared_bytes() in the launcher mirrors it: first sums 2 × LIMBS × tile int64,
-//            seen 4 × tile ints and (ROWS) per warp 32 × 33 floats; then staged CAPACITY int64, place
+//            places is read again for the number that CAPACITY sites at most reach, digit by
+//            digit: at most eight readings, whatever the values. After a few batches next to none
+//            survive.
+// Shared     dynamic, _plan() in the launcher mirrors it: first sums 2 × LIMBS × tile int64, seen
+//            4 × tile ints and (ROWS) per warp 32 × 33 floats; then staged CAPACITY int64, place
 //            CAPACITY ints, histogram 256 ints, 2 int64.
 // Sums       each part's are made in float64 in the order of its sites and added as integers.
+// Cost       an estimate from sm_90's machine code, not a measurement: 12 instructions a site
+//            (11 for halves) and some 170 for a part's sums of a channel; of the 12 one widens to
+//            float64, two calculate in it. Every value is read once, 64 bytes in flight a lane,
+//            512 lanes a multiprocessor.
 // Determinism  the buffers depend on the values alone: no two survivors are equal, so the order in
-//            which they arrive does not matter. Sums depend on the cut into parts, that on sites alone.
+//            which they arrive does not matter. Sums depend on the cut into parts, which depends
+//            on the number of sites alone.
 
 #ifndef FORMAT
 #define FORMAT 0  // of x: 0 float32, 1 float16, 2 bfloat16
@@ -165,12 +171,16 @@ survey(const X_T* __restrict__ x, long long stride_b, long long stride_c, long l
     const int slice = static_cast<int>(blockIdx.x) / tiles;
     const int first = tile * kTile, own = lane * WIDTH;
     const bool mine = first + own < channels;
-    const Buffer kept[2] = {{top_keys, top_sites, top_values, top_k},
-                            {bottom_keys, bottom_sites, bottom_values, bottom_k}};
+    // Each part chosen by itself: an array of two would be put into memory.
+    const auto buffer = [&](int end) {
+        return Buffer{end ? bottom_keys : top_keys, end ? bottom_sites : top_sites,
+                      end ? bottom_values : top_values, end ? bottom_k : top_k};
+    };
     const auto channel = [&](int end, int c) {
-        const Buffer& buffer = end ? kept[1] : kept[0];
+        const Buffer kept = buffer(end);
         const long long row = static_cast<long long>(end) * channels + c;
-        const float border = buffer.keys[static_cast<long long>(c + 1) * buffer.k - 1];
+        const long long next = static_cast<long long>(c + 1) * kept.k;
+        const float border = kept.k > 0 ? kept.keys[next - 1] : infinity();
         return Channel{x + c * stride_c, stride_b, stride_s, end ? -1.0f : 1.0f, border,
                        counts + row, room + row * places, places, sites, per_image};
     };
@@ -184,8 +194,8 @@ survey(const X_T* __restrict__ x, long long stride_b, long long stride_c, long l
 #pragma unroll
     for (int w = 0; w < WIDTH; ++w) {
         const int c = first + own + w;
-        ceiling[w] = mine && top_k > 0 ? channel(0, c).border : infinity();
-        floor[w] = mine && bottom_k > 0 ? -channel(1, c).border : -infinity();
+        ceiling[w] = mine ? channel(0, c).border : infinity();
+        floor[w] = mine ? -channel(1, c).border : -infinity();
     }
     const int parts = (sites + length - 1) / length;
     const long long units = static_cast<long long>(batch) * parts;
@@ -214,20 +224,20 @@ survey(const X_T* __restrict__ x, long long stride_b, long long stride_c, long l
                 int row = lane / columns, column = lane % columns;
                 __syncwarp();
                 for (int i = lane; i < rows * columns;) {
-                    float got[kDepth];
+                    X_T got[kDepth];
                     int to[kDepth];
 #pragma unroll
                     for (int u = 0; u < kDepth; ++u, i += 32) {
                         to[u] = -1;
                         if (i >= rows * columns) continue;
                         to[u] = row * kPitch + column;
-                        got[u] = widen(base[row * stride_c + (s + column) * stride_s]);
+                        got[u] = base[row * stride_c + (s + column) * stride_s];
                         row += 32 / columns, column += 32 % columns;
                         if (column >= columns) column -= columns, ++row;
                     }
 #pragma unroll
                     for (int u = 0; u < kDepth; ++u) {
-                        if (to[u] >= 0) turned[to[u]] = got[u];
+                        if (to[u] >= 0) turned[to[u]] = widen(got[u]);
                     }
                 }
                 __syncwarp();
@@ -252,7 +262,6 @@ survey(const X_T* __restrict__ x, long long stride_b, long long stride_c, long l
                                       : take<1>(pack, part, ceiling, floor);
             if (!any || per_image) continue;
             for (int end = 0; end < 2; ++end) {
-                if ((end ? bottom_k : top_k) == 0) continue;
                 for (int w = 0; w < WIDTH; ++w) {
                     const Channel c = channel(end, first + own + w);
                     for (int u = s; u < s + n; ++u) {
@@ -315,8 +324,8 @@ survey(const X_T* __restrict__ x, long long stride_b, long long stride_c, long l
     u64* shown = reinterpret_cast<u64*>(histogram + kDigits);
     for (int e = warp; e < 2 * kTile; e += kWarps) {
         const int end = e / kTile, c = first + e % kTile;
-        const Buffer buffer = end ? kept[1] : kept[0];
-        if (c >= channels || buffer.k == 0) continue;
+        const Buffer kept = buffer(end);
+        if (c >= channels || kept.k == 0) continue;
         const Channel from = channel(end, c);
         const unsigned n = *from.count;
         if (n == 0 || n > kFew || (!per_image && n > places)) continue;
@@ -328,13 +337,13 @@ survey(const X_T* __restrict__ x, long long stride_b, long long stride_c, long l
             if (number != 0) few[found + __popc(there & ((1u << lane) - 1))] = number;
             found += __popc(there);
         }
-        merge<32>(few, place + warp * kFew, n, buffer, c, image_ids, sites, lane);
+        merge<32>(few, place + warp * kFew, n, kept, c, image_ids, sites, lane);
     }
     __syncthreads();
     for (int e = 0; e < 2 * kTile; ++e) {
         const int end = e / kTile, c = first + e % kTile;
-        const Buffer buffer = end ? kept[1] : kept[0];
-        if (c >= channels || buffer.k == 0) continue;
+        const Buffer kept = buffer(end);
+        if (c >= channels || kept.k == 0) continue;
         const Channel from = channel(end, c);
         const unsigned n = *from.count;
         const bool again = !per_image && n > places;
@@ -343,12 +352,12 @@ survey(const X_T* __restrict__ x, long long stride_b, long long stride_c, long l
             again ? static_cast<unsigned>(batch) * sites : per_image ? places : n;
         const Survivors all = {from, again, span};
         const u64 reach =
-            n > CAPACITY ? threshold(all, static_cast<unsigned>(buffer.k), histogram, shown) : 1;
+            n > CAPACITY ? threshold(all, static_cast<unsigned>(kept.k), histogram, shown) : 1;
         unsigned* found = reinterpret_cast<unsigned*>(shown);
         if (t == 0) *found = 0;
         __syncthreads();
         visit(all, reach, [=](u64 number) { staged[atomicAdd(found, 1u)] = number; });
         __syncthreads();
-        merge<BLOCK>(staged, place, static_cast<int>(*found), buffer, c, image_ids, sites, t);
+        merge<BLOCK>(staged, place, static_cast<int>(*found), kept, c, image_ids, sites, t);
     }
 }

@@ -41,6 +41,7 @@ from psi_engine.types import ActivationShape, LayerSites, PoolSites, SiteSet
 
 _CARRY_EVERY = 1 << 20  # images; sums of 2^23 could overflow
 _MAX_POOL = 1 << 22  # keeps the rank below 2^23
+_POOL_AT_ONCE = 1 << 18  # sites that wait to enter the pool together
 KEPT = 4
 """Candidates per wanted site that ``exact-fp16`` keeps at each end."""
 
@@ -93,6 +94,7 @@ class Miner:
         self._bottom = topk.empty(count, width * config.bottom_k, torch.float32, device)
         self._random = topk.empty(count, config.reservoir, torch.int64, device)
         self._pool = topk.empty(1, config.pool, torch.int64, device)
+        self._waiting: list[Tensor] = []  # images that have not entered the pool yet
         self._moments = empty_moments(count, device)
         self._images = 0
         self._newest = -1
@@ -154,9 +156,13 @@ class Miner:
         if not self._compiled:
             self._moments = moments
         if self.config.reservoir:
-            self._random = self._join(self._random, self._draw(x, image_ids), self._sites, fresh)
+            drawn = self._draw(x, image_ids)
+            if fresh:
+                self._random = topk.append(self._random, drawn)
+            else:
+                self._random = topk.merge(self._random, drawn, self.config.reservoir, self._sites)
         if self.config.pool:
-            self._pool = self._join(self._pool, self._pool_of(image_ids), 1, fresh, ordered=False)
+            self._enter_pool(image_ids, fresh)
 
     def _is_fresh(self, image_ids: Tensor) -> bool:
         """Whether the images ascend and come after all seen before; asks no other device."""
@@ -181,18 +187,19 @@ class Miner:
         if fresh and self.config.pool:
             _numba_mining.enter_pool(self._pool, image_ids, self._sites, self._pool_key)
 
-    def _join(
-        self,
-        kept: topk.Entries,
-        new: topk.Entries,
-        group: int,
-        fresh: bool,
-        ordered: bool = True,
-    ) -> topk.Entries:
-        """Merge in the cheapest way there is; ``ordered``: sites ascend among equal keys."""
-        if fresh and ordered:
-            return topk.append(kept, new)
-        return topk.merge(kept, new, kept.keys.shape[1], group)
+    def _enter_pool(self, image_ids: Tensor, fresh: bool) -> None:
+        """Let a batch into the pool, fresh ones many together: it depends on their ids alone."""
+        if not fresh:
+            self._empty_queue()
+        self._waiting.append(image_ids.clone())
+        if not fresh or self._sites * sum(map(len, self._waiting)) >= _POOL_AT_ONCE:
+            self._empty_queue()
+
+    def _empty_queue(self) -> None:
+        if self._waiting:
+            new = self._pool_of(torch.cat(self._waiting))
+            self._pool = topk.merge(self._pool, new, self.config.pool, 1)
+            self._waiting = []
 
     def _draw(self, x: Tensor, image_ids: Tensor) -> topk.Entries:
         """One random site of each (channel, image), with the image's priority for the channel."""
@@ -266,6 +273,7 @@ class Miner:
 
     def to(self, device: torch.device | str) -> None:
         """Move the buffers to another device."""
+        self._empty_queue()
         for name in ("_top", "_bottom", "_random", "_pool", "_moments"):
             parts = getattr(self, name)
             setattr(self, name, type(parts)(*(x.to(device) for x in parts)))
@@ -317,6 +325,7 @@ class Miner:
         return torch.tensor(string_key(repr((self.layer, self.shape, self._settings()))))
 
     def _buffers(self) -> dict[str, tuple[topk.Entries, int]]:
+        self._empty_queue()
         return {
             "top": (self._top, self._group),
             "bottom": (self._bottom, self._group),
@@ -380,12 +389,13 @@ class Miner:
             return topk.Entries(*(parts[f"{name}.{part}"] for part in topk.Entries._fields))
 
         self._top, self._bottom = entries("top"), entries("bottom")
-        self._random, self._pool = entries("random"), entries("pool")
+        self._random, self._pool, self._waiting = entries("random"), entries("pool"), []
         self._moments = Moments(*(parts[f"moments.{part}"] for part in Moments._fields))
         self._images, self._newest = int(state["images"]), int(state["newest"])
 
     def result(self) -> LayerSites:
         """What was mined, on the CPU; slots that no site fills hold image id −1 and NaN."""
+        self._empty_queue()
         bottom = self._site_set(self._bottom, self.config.bottom_k)
         # The bottom was kept as the top of −x; adding 0 turns −0 into +0.
         bottom = bottom._replace(values=-bottom.values + 0.0)

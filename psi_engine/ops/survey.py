@@ -139,7 +139,8 @@ def plan(x: Tensor, k: int, per_image: bool, processors: int) -> Launch:
     rows = x.shape[2] > 1 and site_stride <= channel_stride
     together = channel_stride == 1 and not rows
     # Eight bytes at once need to begin at multiples of eight, whatever image and site.
-    aligned = not (x.data_ptr() % 8 or (x.shape[1] | x.stride(0) | site_stride) % wide)
+    steps = x.shape[1] | x.stride(0) | (site_stride if x.shape[2] > 1 else 0)
+    aligned = x.data_ptr() % 8 == 0 and steps % wide == 0
     width = wide if together and aligned else 1
     return _plan(*x.shape, _FORMATS[x.dtype], rows, width, k, per_image, processors)
 
@@ -201,15 +202,7 @@ def unsupported_reason(x: Tensor, k: int, per_image: bool) -> str | None:
     return None
 
 
-def kernel_sizes(
-    x: Tensor, top: Entries, bottom: Entries, per_image: bool, how: Launch
-) -> list[int]:
-    """The int arguments at the end of the kernel's list."""
-    ends = top.keys.shape[1], bottom.keys.shape[1]
-    return [*x.shape, *ends, int(per_image), how.length, how.slices, how.places]
-
-
-def workspace(x: Tensor, per_image: bool, how: Launch) -> tuple[Tensor, Tensor]:
+def _workspace(x: Tensor, per_image: bool, how: Launch) -> tuple[Tensor, Tensor]:
     """What the kernel counts in, all 0, and its room for survivors: int64 each."""
     channels = x.shape[1]
     counts = channels + -(-how.tiles // 2)  # two of 32 bits each
@@ -232,6 +225,7 @@ def _launch(
 ) -> None:
     k = max(top.keys.shape[1], bottom.keys.shape[1])
     how = plan(x, k, per_image, _cuda.processors(x.device))
+    sizes = *x.shape, top.keys.shape[1], bottom.keys.shape[1], per_image
     arguments = (
         x,
         *(np.int64(stride) for stride in x.stride()),
@@ -239,8 +233,8 @@ def _launch(
         *top,
         *bottom,
         *moments,
-        *workspace(x, per_image, how),
-        *(np.int32(size) for size in kernel_sizes(x, top, bottom, per_image, how)),
+        *_workspace(x, per_image, how),
+        *(np.int32(size) for size in (*sizes, how.length, how.slices, how.places)),
     )
     function = _cuda.kernel("survey", how.defines, x.device)
     _cuda.launch(function, how.grid, BLOCK, arguments, how.shared_bytes, x.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
+import numpy as np
 import pytest
 import torch
 
@@ -31,28 +32,31 @@ CALL = (
 
 @pytest.fixture(scope="module")
 def kernel(tmp_path_factory: pytest.TempPathFactory, watched: bool):
-    """The kernel, built once per set of macros; works on buffers and statistics in place."""
+    """The launcher with the kernel built for the CPU, once per set of macros; works in place."""
     built = {}
 
-    def call(x, image_ids, top, bottom, moments, per_image: bool, processors: int = 1, **changed):
-        k = max(top.keys.shape[1], bottom.keys.shape[1])
-        how = op.plan(x, k, per_image, processors)._replace(**changed)
-        name = tuple(how.defines.values())
-        if name not in built:
-            folder = tmp_path_factory.mktemp("kernels")
-            built[name] = build("survey", SIGNATURE, CALL, how.defines, folder, watched=watched)
-        parts = (image_ids, *top, *bottom, *moments, *op.workspace(x, per_image, how))
-        launched(
-            built[name](
-                ctypes.c_uint(how.grid),
-                ctypes.c_uint(op.BLOCK),
-                ctypes.c_long(how.shared_bytes),
-                ctypes.c_void_p(x.data_ptr()),
-                *(ctypes.c_longlong(stride) for stride in x.stride()),
-                *(ctypes.c_void_p(part.data_ptr()) for part in parts),
-                *op.kernel_sizes(x, top, bottom, per_image, how),
-            )
-        )
+    def compiled(name: str, defines: dict[str, str], device: torch.device):
+        key = tuple(defines.values())
+        if key not in built:
+            folder = tmp_path_factory.mktemp(name)
+            built[key] = build(name, SIGNATURE, CALL, defines, folder, watched=watched)
+        return built[key]
+
+    def launch(function, grid: int, block: int, arguments, shared_bytes: int, device) -> None:
+        as_c = {np.int64: ctypes.c_longlong, np.int32: ctypes.c_int}
+        passed = [
+            ctypes.c_void_p(x.data_ptr()) if isinstance(x, torch.Tensor) else as_c[type(x)](int(x))
+            for x in arguments
+        ]
+        sizes = ctypes.c_uint(grid), ctypes.c_uint(block), ctypes.c_long(shared_bytes)
+        launched(function(*sizes, *passed))
+
+    def call(*arguments, processors: int = 1) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(op._cuda, "kernel", compiled)
+            patch.setattr(op._cuda, "launch", launch)
+            patch.setattr(op._cuda, "processors", lambda device: processors)
+            op._launch(*arguments)
 
     return call
 
@@ -194,7 +198,9 @@ def test_the_cut_and_the_layout_change_no_bit(kernel, per_image: bool) -> None:
         top, bottom = buffers(4, 6, 6)
         moments = empty_moments(4, "cpu")
         ids = torch.arange(3)
-        kernel(laid_out(x, channels_last), ids, top, bottom, moments, per_image, processors)
+        kernel(
+            laid_out(x, channels_last), ids, top, bottom, moments, per_image, processors=processors
+        )
         found.append([*top, *bottom, *moments])
     for other in found[1:]:
         for got, want in zip(other, found[0], strict=True):

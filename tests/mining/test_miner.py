@@ -127,6 +127,23 @@ def test_without_compiled_loops_it_is_the_same(make, sites: str, monkeypatch) ->
     assert_brute_force(plain.result(), maps, ids, config(sites))
 
 
+@pytest.mark.parametrize("at_once", [1, 60, 1000])
+def test_batches_enter_the_pool_alone_or_together(at_once: int, monkeypatch) -> None:
+    maps, c = ordinary(), config(pool=150)
+    expected = mined(maps, list(range(17)), c).result()
+    monkeypatch.setattr("psi_engine.mining.miner.numba_reason", lambda device: "not now")
+    monkeypatch.setattr("psi_engine.mining.miner._POOL_AT_ONCE", at_once)
+    first, second = (Miner(LAYER, ActivationShape("map", 4, (3, 4)), c) for _ in range(2))
+    ids = torch.arange(17)
+    for part in (slice(0, 3), slice(3, 5), slice(8, 11)):
+        first.update(maps[part], ids[part])
+    second.update(maps[:3], ids[:3])
+    second.load_state_dict(first.state_dict())  # what waits in the one is saved, in the other gone
+    for part in (slice(5, 8), slice(11, 13), slice(13, 17)):
+        second.update(maps[part], ids[part])
+    assert_same(second.result(), expected, stats=False)
+
+
 @pytest.mark.parametrize("sites", SITES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_narrow_floats_are_widened(sites: str, dtype: torch.dtype) -> None:

@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import re
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from psi_engine.errors import DeviceError
 from psi_engine.ops import _cuda
@@ -67,3 +70,18 @@ def test_every_kernel_has_a_launcher_and_a_line_in_the_table() -> None:
         assert "def unsupported_reason(" in launcher.read_text(encoding="utf-8")
         macros = set(re.findall(r"#ifndef (\w+)", _cuda.source(path.stem)))
         assert all(f"`{macro}`" in table for macro in macros)
+
+
+def test_a_kernel_gets_addresses_on_the_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_cuda, "_on_torch_stream", lambda device: nullcontext())
+    calls = []
+
+    def function(*sizes: object, shared_mem: int) -> None:
+        calls.append((*sizes, shared_mem))
+
+    gpu = torch.device("cuda", 0)
+    with pytest.raises(DeviceError, match="on the GPU"):
+        _cuda.launch(function, 3, 64, [np.int32(1), torch.zeros(2)], 16, gpu)
+    assert not calls
+    _cuda.launch(function, 3, 64, [np.int32(1)], 16, gpu)
+    assert calls == [((3,), (64,), (np.int32(1),), 16)]
