@@ -323,7 +323,7 @@ def main(arguments: Sequence[str] | None = None) -> Results:
     parser.add_argument("--device", default="cpu", help="of psi-engine, torch and cuML")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    results = Results("scoring", vars(options))
+    results = Results("scoring", vars(options), keep=options.out)
     crew = Crew(options.processes)
     for null in options.nulls:
         size = Size(options.channels, dim=options.dim, s_null=null, seed=options.seed)
