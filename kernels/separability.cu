@@ -6,22 +6,26 @@
 //            seeds (greedy k-means++), improves the BLOCKS clusters, and unites them into k in the
 //            best of all ways before it improves those.
 // Layout     grams (n, patches, patches) GRAM_T; valid (n, patches) bytes, 0 = no such patch; keys
-//            (n) int64. ROTATED: rotations (replicates, patches, patches) double, products
-//            (channels, patches, patches) double and scales (channels) double instead of grams and
-//            valid, problem = channel · replicates + replicate: the Gram matrix is that of
-//            rotated_grams, made in shared memory and never written.
-//            partitions: bytes, all partitions of b blocks into k parts, k bytes each (a part as
-//            bits), from offsets[b · (BLOCKS + 1) + k] to offsets[b · (BLOCKS + 1) + k + 1].
+//            (n) int64. Instead of grams and valid, so that no Gram matrix is ever written:
+//            ROTATED: turned (replicates, patches, patches) double, transposes of the rotations,
+//            products (channels, patches, patches) double and scales (channels) double; problem =
+//            channel · replicates + replicate; the Gram matrix is that of rotated_grams.
+//            POOLED: rows (…, dim) float and members (n, patches) int64, numbers of rows; the Gram
+//            matrix is that of exact.gram. clarity (n) double: its mean off the diagonal.
+//            partitions: int64, all partitions of b blocks into k parts, a part as the bits of a
+//            byte, from offsets[b · (BLOCKS + 1) + k] to offsets[b · (BLOCKS + 1) + k + 1].
 //            score (n) double, NaN where no k fits; clusters (n) int64; out (n, patches) int64, −1
 //            for none, or null: not wanted; bad (1) int, set to 1 where an entry is no cosine.
 // Launch     one block of WARPS warps per problem, each warp one start at a time; grid-stride.
-// Shared     dynamic, shared_bytes() in the launcher mirrors it:
+//            ROTATED takes up to 96 · WARPS patches.
+// Shared     dynamic, plan() in the launcher mirrors it:
 //              grid    patches² doubles (TILED; else in `workspace`, patches² doubles a block)
-//              mean    BLOCKS doubles, chosen BLOCKS ints, where patches ints
-//              per warp, rounded up to 8 bytes: sums and gain BLOCKS × patches doubles, loss patches
-//              doubles, length 2^BLOCKS doubles, square, best_value BLOCKS doubles; size, centre,
-//              best_start BLOCKS ints; label, block_label and BLOCKS × best_label patches bytes
-//            ROTATED needs patches × (patches | 1) doubles for a product in the place of the warps.
+//              norms   patches doubles, mean BLOCKS doubles, chosen BLOCKS ints, where patches ints
+//              per warp, rounded up to 8 bytes: sums and gain BLOCKS × patches doubles, length
+//              2^BLOCKS doubles, square, best_value BLOCKS doubles; size, centre, best_start BLOCKS
+//              ints; label, block_label and BLOCKS × best_label patches bytes
+//            While Gram matrices are made, a slice of rows or of a rotation lies where the warps'
+//            arrays will be.
 // Determinism  cosines are multiples of `step` (fixed_point.py), so all sums are exact in double and
 //            free of their order; single IEEE operations elsewhere. The same bits as torch, numba.
 // Source     Hartigan, Clustering Algorithms (1975); Arthur, Vassilvitskii, SODA 2007; Rousseeuw, J.
@@ -31,13 +35,19 @@
 #define GRAM_T float
 #endif
 #ifndef WARPS
-#define WARPS 4
+#define WARPS 5
 #endif
 #ifndef TILED
 #define TILED 1
 #endif
 #ifndef ROTATED
 #define ROTATED 0
+#endif
+#ifndef POOLED
+#define POOLED 0
+#endif
+#ifndef RESIDENT
+#define RESIDENT 20  // warps of a Hopper processor that registers must do for
 #endif
 #ifndef BLOCKS
 #define BLOCKS 7
@@ -53,70 +63,25 @@
 #endif
 
 #include "hartigan.cuh"
+#include "patch_grams.cuh"
 
-namespace {
-
-// Symmetrise the m × m entries of grid and round them; every thread of the block takes part and
-// learns whether its entries are cosines.
-__device__ bool to_grid(double* grid, int m, double scale, double step) {
-    bool good = true;
-    for (int e = static_cast<int>(threadIdx.x); e < m * m; e += WARPS * 32) {
-        const int i = e / m, j = e % m;
-        if (j > i) continue;
-        const double value = (grid[i * m + j] + grid[j * m + i]) * 0.5;
-        good = good && fabs(value) <= BOUND;  // false for NaN
-        grid[i * m + j] = grid[j * m + i] = rint(value * scale) * step;
-    }
-    return good;
-}
-
-#if ROTATED
-constexpr double kCosine = 16777216.0;           // 2^24, 1 / exact.GRID
-constexpr double kProduct = 134217728.0;         // 2^27, 1 / rotated_grams.PRODUCT_GRID
-constexpr double kTiny = 9.313225746154785e-10;  // 2^-30, rotated_grams.TINY
-
-// Cosines of the rows of one channel under one rotation, see rotated_grams.
-__device__ void rotate(const double* rotation, const double* product, double size, double shift,
-                       double* grid, double* half, int m) {
-    const int t = static_cast<int>(threadIdx.x), pitch = m | 1;
-    for (int e = t; e < m * m; e += WARPS * 32) grid[e] = product[e];
-    __syncthreads();
-    for (int e = t; e < m * m; e += WARPS * 32) {
-        const int i = e / m, j = e % m;
-        double sum = 0.0;
-        for (int l = 0; l < m; ++l) sum += rotation[i * m + l] * grid[l * m + j];
-        half[i * pitch + j] = rint(sum * kProduct) / kProduct;
-    }
-    __syncthreads();
-    for (int e = t; e < m * m; e += WARPS * 32) {
-        const int i = e % m, j = e / m;  // a warp shares row j of the rotation
-        double sum = 0.0;
-        for (int l = 0; l < m; ++l) sum += half[i * pitch + l] * rotation[j * m + l];
-        grid[i * m + j] = sum * size + shift;
-    }
-    __syncthreads();
-    for (int i = t; i < m; i += WARPS * 32) half[i] = sqrt(fmax(grid[i * m + i], kTiny));
-    __syncthreads();
-    for (int e = t; e < m * m; e += WARPS * 32) {
-        const int i = e / m, j = e % m;
-        const double cosine = rint(grid[e] / (half[i] * half[j]) * kCosine) / kCosine;
-        const double bound = fmin(fmax(cosine, -1.0), 1.0);
-        grid[e] = i == j ? 1.0 : cosine == cosine ? bound : cosine;  // NaN stays: it is refused
-    }
-}
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int kBlocks = RESIDENT * 3 / 4 / WARPS;  // less shared memory than Hopper's: fewer fit
+#else
+constexpr int kBlocks = RESIDENT / WARPS;
 #endif
 
-}  // namespace
-
-extern "C" __global__ void __launch_bounds__(WARPS * 32, 1)  // the second number frees ptxas to use registers: no spills
-separability(
+extern "C" __global__ void __launch_bounds__(kThreads, kBlocks) separability(
 #if ROTATED
-    const double* __restrict__ rotations, const double* __restrict__ products,
+    const double* __restrict__ turned, const double* __restrict__ products,
     const double* __restrict__ scales, double shift, int replicates,
+#elif POOLED
+    const float* __restrict__ rows, const long long* __restrict__ members,
+    double* __restrict__ clarity, int dim,
 #else
     const GRAM_T* __restrict__ grams, const unsigned char* __restrict__ valid,
 #endif
-    const long long* __restrict__ keys, const unsigned char* __restrict__ partitions,
+    const long long* __restrict__ keys, const unsigned long long* __restrict__ partitions,
     const int* __restrict__ offsets, double* __restrict__ workspace, double* __restrict__ score,
     long long* __restrict__ clusters, long long* __restrict__ out, int* __restrict__ bad,
     int problems, int patches, int k_min, int k_max, int starts, unsigned long long seeding,
@@ -129,56 +94,78 @@ separability(
 #else
     double* grid = workspace + static_cast<long long>(blockIdx.x) * patches * patches;
 #endif
-    double* mean = at;
+    double* norms = at;
+    double* mean = norms + patches;
     int* chosen = reinterpret_cast<int*>(mean + BLOCKS);
     int* where = chosen + BLOCKS;
     unsigned char* area = reinterpret_cast<unsigned char*>(where + patches + ((patches + BLOCKS) & 1));
 
     const int t = static_cast<int>(threadIdx.x);
     const int number = t / 32;
-    const int doubles = 2 * BLOCKS * patches + patches + (1 << BLOCKS) + 2 * BLOCKS;
+    const int doubles = 2 * BLOCKS * patches + (1 << BLOCKS) + 2 * BLOCKS;
     const int bytes = 8 * doubles + 4 * 3 * BLOCKS + (2 + BLOCKS) * patches;
     const int pitch = (bytes + 7) / 8 * 8;
 
     Warp warp;
     warp.grid = grid;
+    warp.norms = norms;
     warp.lane = t % 32;
 
-    for (long long problem = blockIdx.x; problem < problems; problem += gridDim.x) {
-        int m = 0;
+    for (unsigned turn = blockIdx.x; turn < static_cast<unsigned>(problems); turn += gridDim.x) {
+        const long long problem = turn;
+#if ROTATED || POOLED
+        const int m = patches, room = WARPS * pitch / 8;
+        double* slice = reinterpret_cast<double*>(area);
+#pragma unroll 1
+        for (int i = t; i < m; i += kThreads) where[i] = i;
+#endif
 #if ROTATED
-        m = patches;
-        const long long channel = problem / replicates, turn = problem % replicates;
-        const long long square = static_cast<long long>(patches) * patches;
-        for (int i = t; i < m; i += WARPS * 32) where[i] = i;
-        rotate(rotations + turn * square, products + channel * square, scales[channel], shift, grid,
-               reinterpret_cast<double*>(area), m);
+        const unsigned channel = turn / replicates, replicate = turn % replicates;
+        const long long square = static_cast<long long>(m) * m;
+        const bool good = rotate(turned + replicate * square, products + channel * square,
+                                 scales + channel, shift, grid, norms, slice, room, m, scale, step);
+#elif POOLED
+        const bool good =
+            multiply(rows, members + problem * m, dim, grid, slice, room, m, scale, step);
 #else
         const unsigned char* there = valid + problem * patches;
-        for (int i = 0; i < patches; ++i) {
-            if (!there[i]) continue;
-            if (t == 0) where[m] = i;
-            ++m;
+        int m = 0;
+#pragma unroll 1
+        for (int base = 0; base < patches; base += 32) {  // every warp counts, the first one writes
+            const int i = base + warp.lane;
+            const bool is = i < patches && there[i];
+            const unsigned who = __ballot_sync(kAll, is);
+            if (is && number == 0) where[m + __popc(who & ((1u << warp.lane) - 1u))] = i;
+            m += __popc(who);
         }
         __syncthreads();
-        const GRAM_T* gram = grams + problem * patches * patches;
-        for (int e = t; e < m * m; e += WARPS * 32) {
-            grid[e] = static_cast<double>(
-                gram[static_cast<long long>(where[e / m]) * patches + where[e % m]]);
-        }
+        const bool good =
+            load(grams + problem * patches * patches, where, patches, grid, m, scale, step);
 #endif
-        __syncthreads();
-        if (__syncthreads_or(!to_grid(grid, m, scale, step))) {
+        if (__syncthreads_or(!good)) {
             if (t == 0) *bad = 1;  // the launcher raises: the results do not count
             continue;
         }
+#pragma unroll 1
+        for (int i = t; i < m; i += kThreads) norms[i] = grid[i * m + i];
+        __syncthreads();
+#if POOLED
+        if (number == WARPS - 1) {
+            double total = 0.0;
+#pragma unroll 1
+            for (int e = warp.lane; e < m * m; e += 32) total += grid[e];
+            total = warp_sum(total);
+            if (warp.lane == 0) {
+                clarity[problem] = (total - m) / (static_cast<double>(m) * (m - 1));
+            }
+        }
+#endif
 
         // Rows of m, not of `patches`: the sets of a problem lie close together.
         warp.m = m;
         warp.sums = reinterpret_cast<double*>(area + static_cast<long long>(number) * pitch);
         warp.gain = warp.sums + BLOCKS * patches;
-        warp.loss = warp.gain + BLOCKS * patches;
-        warp.length = warp.loss + patches;
+        warp.length = warp.gain + BLOCKS * patches;
         warp.square = warp.length + (1 << BLOCKS);
         warp.best_value = warp.square + BLOCKS;
         warp.size = reinterpret_cast<int*>(warp.best_value + BLOCKS);
@@ -196,19 +183,26 @@ separability(
             mix(static_cast<unsigned long long>(keys[problem]) + 0x9E3779B97F4A7C15ULL), seeding);
         for (int start = number; start < starts && top >= k_min; start += WARPS) {
             warp.seed(extend(state, start), blocks, step);
-            warp.sum_up(blocks);
-            warp.climb(blocks);
-            warp.measure(blocks);
-            for (int i = warp.lane; i < m; i += 32) warp.block_label[i] = warp.label[i];
-            for (int k = k_min; k <= top; ++k) {
-                const int* from = offsets + blocks * (BLOCKS + 1) + k;
-                warp.unite(partitions + from[0], (from[1] - from[0]) / k, k);
+            for (int round = k_min - 1; round <= top; ++round) {  // the blocks, then every k
+                const bool forming = round < k_min;
+                const int k = forming ? blocks : round;
+                if (!forming) {
+                    const int* from = offsets + blocks * (BLOCKS + 1) + k;
+                    warp.unite(partitions + from[0], from[1] - from[0], k);
+                }
                 warp.sum_up(k);
                 warp.climb(k);
+                if (forming) {
+                    warp.measure(blocks);
+#pragma unroll 1
+                    for (int i = warp.lane; i < m; i += 32) warp.block_label[i] = warp.label[i];
+                    continue;
+                }
                 const double value = warp.objective(k);
                 const bool better = value > warp.best_value[k - k_min];
                 __syncwarp();
                 if (!better) continue;
+#pragma unroll 1
                 for (int i = warp.lane; i < m; i += 32) {
                     warp.best_label[(k - k_min) * patches + i] = warp.label[i];
                 }
@@ -222,10 +216,12 @@ separability(
         __syncthreads();
 
         // The best start of each k, then its mean silhouette; the warps share the k.
+#pragma unroll 1
         for (int k = k_min + number; k <= top; k += WARPS) {
             const unsigned char* best = nullptr;
             double value = -infinity();
             int start = starts;
+#pragma unroll 1
             for (int w = 0; w < WARPS; ++w) {
                 unsigned char* other = area + static_cast<long long>(w) * pitch;
                 const double* values = reinterpret_cast<double*>(other) +
@@ -239,9 +235,11 @@ separability(
                            (k - k_min) * patches;
                 }
             }
+#pragma unroll 1
             for (int i = warp.lane; i < m; i += 32) warp.label[i] = best[i];
             warp.sum_up(k);
             double total = 0.0;
+#pragma unroll 1
             for (int i = warp.lane; i < m; i += 32) total += fine(warp.silhouette(i, k));
             total = warp_sum(total);
             if (warp.lane == 0) {
@@ -253,6 +251,7 @@ separability(
 
         int winner = 0;
         double highest = -infinity();
+#pragma unroll 1
         for (int k = k_min; k <= top; ++k) {
             if (mean[k - k_min] > highest) {
                 highest = mean[k - k_min];
@@ -264,22 +263,25 @@ separability(
             clusters[problem] = winner;
         }
         long long* row = out + problem * patches;
-        for (int i = t; out && i < patches; i += WARPS * 32) row[i] = -1;
+#pragma unroll 1
+        for (int i = t; out && i < patches; i += kThreads) row[i] = -1;
         __syncthreads();
-        if (out && winner) {
+        if (out && winner && number == 0) {
             const unsigned char* best = area +
                                         static_cast<long long>(chosen[winner - k_min]) * pitch +
                                         (warp.best_label - reinterpret_cast<unsigned char*>(warp.sums)) +
                                         (winner - k_min) * patches;
-            for (int i = t; i < m; i += WARPS * 32) {
-                // Clusters are numbered by their first members: how many appear before this one?
-                int rank = 0;
-                for (int l = 0; l < m && best[l] != best[i]; ++l) {
-                    bool again = false;
-                    for (int e = 0; e < l; ++e) again = again || best[e] == best[l];
-                    rank += !again;
-                }
-                row[where[i]] = rank;
+            // Clusters are numbered by their first members; lane j knows that of cluster j.
+            int first = m, rank = 0;
+#pragma unroll 1
+            for (int i = m; i-- > 0;) first = best[i] == warp.lane ? i : first;
+#pragma unroll 1
+            for (int j = 0; j < winner; ++j) rank += __shfl_sync(kAll, first, j) < first;
+#pragma unroll 1
+            for (int base = 0; base < m; base += 32) {
+                const int i = base + warp.lane;
+                const int number_of = __shfl_sync(kAll, rank, i < m ? best[i] : 0);
+                if (i < m) row[where[i]] = number_of;
             }
         }
         __syncthreads();

@@ -15,9 +15,15 @@ import torch
 from torch import Tensor
 
 from psi_engine.config import Backend, ScoreConfig
-from psi_engine.ops.exact import cosines, fold_sum
+from psi_engine.ops.exact import cosines
 from psi_engine.ops.random import hash_keys, string_key
-from psi_engine.ops.separability import Separability, rotated_separability, separability
+from psi_engine.ops.separability import (
+    PooledSeparability,
+    Separability,
+    pooled_separability,
+    rotated_separability,
+    separability,
+)
 from psi_engine.scores.distinctness import Texts
 from psi_engine.scores.pool import Pool
 from psi_engine.statistics import NullSummary
@@ -71,6 +77,10 @@ class Call:
             self._once[key] = compute()
         return self._once[key]  # type: ignore[return-value]
 
+    def known(self, key: Hashable) -> object | None:
+        """What :meth:`once` computed for a key, or None if it was not asked."""
+        return self._once.get(key)
+
     def latest(self, name: Hashable, key: Hashable, compute: Callable[[], T]) -> T:
         """Like :meth:`once` for what is large: a new key under a name drops the one before it."""
         if name not in self._latest or self._latest[name][0] != key:
@@ -121,6 +131,11 @@ class Call:
         options = self._solver(products.shape[-1])
         return rotated_separability(rotations, products, scale, shift, keys, **options)
 
+    def pooled_separability(self, positions: Tensor, keys: Tensor) -> PooledSeparability:
+        """S and mean cosine of sets of the pool: float64 (m,) each; positions int64 (m, n)."""
+        rows, indices = self.pool.rows_of(positions)
+        return pooled_separability(rows, indices, keys, **self._solver(positions.shape[1]))
+
     def _solver(self, patches: int) -> dict[str, Any]:
         config = self.config
         return {
@@ -144,10 +159,3 @@ class Call:
 
 
 NullFunction = Callable[[Batch, Call], NullSummary]
-
-
-def clarity_of(grams: Tensor) -> Tensor:
-    """Mean cosine of two different patches: float64 (...), exact sums of the grid's multiples."""
-    n = grams.shape[-1]
-    total = fold_sum(fold_sum(grams.to(torch.float64)))
-    return (total - n) / (n * (n - 1))

@@ -52,8 +52,8 @@ LEAST_WINDOW = 40
 
 def neighborhood_s(batch: Batch, call: Call) -> NullSummary:
     """Compare S with S of equally coherent neighbourhoods."""
-    clarity = clarity_table(neighbour_sets, batch.n, call)
     values = separability_table(neighbour_sets, batch.n, call)
+    clarity = clarity_table(neighbour_sets, batch.n, call)  # known from the same pass
     return compare_at(batch.clarity, batch.s, clarity, values, call)
 
 

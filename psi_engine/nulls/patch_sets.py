@@ -13,27 +13,39 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from psi_engine.nulls.base import Call, clarity_of
-from psi_engine.ops.clustering import cluster
-from psi_engine.ops.exact import gram
+from psi_engine.nulls.base import Call
+from psi_engine.ops.exact import clarity_of, gram
+from psi_engine.ops.separability import PooledSeparability, separability
 from psi_engine.scores.distinctness import distinctness
 
 Family = Callable[[int, Call], Tensor]
 """``family(n, call)``: int64 (sets, n), positions in the pool of each set's patches."""
 
+_SOLVE = "null.sets.solve"
+# Names the randomness of the clustering.
+
 
 def separability_table(family: Family, n: int, call: Call) -> Tensor:
     """S of the family's sets of n patches: float64 (sets,)."""
-    return call.once(
-        (family, "s", n),
-        lambda: torch.cat(
-            [call.separability(grams, keys).score for keys, _, grams in _sets(family, n, call)]
-        ),
-    )
+
+    def compute() -> PooledSeparability:
+        positions = _positions(family, n, call)
+        each = n * (64 * n + 4 * call.pool.dim + 32)  # Grams or, on CUDA, rows of a large pool
+        rows = torch.arange(len(positions), device=call.device)
+        parts = [
+            call.pooled_separability(positions[part], call.keys(_SOLVE, n, part))
+            for part in rows.split(call.chunk(each))
+        ]
+        return PooledSeparability(*(torch.cat(field) for field in zip(*parts, strict=True)))
+
+    return call.once((family, "s", n), compute).score
 
 
 def clarity_table(family: Family, n: int, call: Call) -> Tensor:
     """Mean cosine of the family's sets of n patches: float64 (sets,)."""
+    scored = call.known((family, "s", n))
+    if isinstance(scored, PooledSeparability):
+        return scored.clarity
     return call.once(
         (family, "clarity", n),
         lambda: torch.cat([clarity_of(grams) for _, _, grams in _sets(family, n, call)]),
@@ -49,10 +61,11 @@ def distinctness_table(family: Family, n: int, k: int, call: Call) -> Tensor:
     def compute() -> Tensor:
         values = []
         for keys, positions, grams in _sets(family, n, call):
-            found = cluster(
+            found = separability(  # for k alone, and not `cluster`: it has a kernel
                 grams,
                 keys,
-                k,
+                k_min=k,
+                k_max=k,
                 solver=config.solver,
                 restarts=config.restarts,
                 backend=call.backend,
@@ -79,15 +92,19 @@ def _sets(family: Family, n: int, call: Call) -> Iterator[_Sets]:
 
     Only those of the n asked for last: batches come n by n, and the tables made of them are small.
     """
-    positions = call.latest((family, "positions"), n, lambda: family(n, call))
+    positions = _positions(family, n, call)
     parts = torch.arange(len(positions), device=call.device).split(call.chunk(64 * n * n))
     for part in parts:
-        keys = call.keys("null.sets.solve", n, part)
+        keys = call.keys(_SOLVE, n, part)
         if len(parts) == 1:
             grams = call.latest((family, "grams"), n, lambda: _grams(positions, call))
         else:
             grams = _grams(positions[part], call)
         yield _Sets(keys, positions[part], grams)
+
+
+def _positions(family: Family, n: int, call: Call) -> Tensor:
+    return call.latest((family, "positions"), n, lambda: family(n, call))
 
 
 def _grams(positions: Tensor, call: Call) -> Tensor:

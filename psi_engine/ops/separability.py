@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,11 +11,17 @@ from psi_engine.config import Backend, Solver
 from psi_engine.errors import InputError
 from psi_engine.ops import _cuda
 from psi_engine.ops import silhouette as silhouettes
+from psi_engine.ops._cuda_separability import (
+    GRAM_TYPES,
+    Kind,
+    launch_given,
+    launch_pooled,
+    launch_rotated,
+    plan,
+)
 from psi_engine.ops.backend import fall_back, in_chunks, memory_budget, resolve_backend
-from psi_engine.ops.blocks import BLOCKS, partitions
+from psi_engine.ops.blocks import BLOCKS
 from psi_engine.ops.clustering import (
-    SEEDING,
-    TOLERANCE,
     Starts,
     bytes_per_problem,
     check_problems,
@@ -25,15 +29,9 @@ from psi_engine.ops.clustering import (
     prepare,
     solve,
 )
-from psi_engine.ops.fixed_point import BOUND, bad_gram, fine, fraction_bits, to_grid
+from psi_engine.ops.exact import clarity_of, gram, near
+from psi_engine.ops.fixed_point import fine, to_grid
 from psi_engine.ops.rotated_grams import check_rotations, rotated_grams
-
-WARPS = (4, 2, 1)
-"""Warps a block of the CUDA kernel may have: the first that fits is taken."""
-
-_GRAM_TYPES = {torch.float32: "float", torch.float64: "double"}
-_MOST_BLOCKS = 1 << 16
-_BLOCKS_PER_PROCESSOR = 4  # where the Gram matrix lies in global memory
 
 
 class Separability(NamedTuple):
@@ -91,9 +89,7 @@ def separability(
     S = max(0, max_k mean_i s_k(i)), the smallest k on a tie.
     """
     check_problems(grams, keys, mask)
-    check_solver(solver, restarts)
-    if not 2 <= k_min <= k_max:
-        raise InputError("the range of k is empty or starts below 2", got=f"{k_min}..{k_max}")
+    _check_options(k_min, k_max, solver, restarts)
     chosen = resolve_backend(backend, grams)
     n, patches = grams.shape[:2]
     if chosen == "numba":
@@ -101,9 +97,9 @@ def separability(
 
         return Separability(*_numba.separability(grams, keys, k_min, k_max, mask, solver, restarts))
     if chosen == "cuda" and n:
-        reason = unsupported_reason(grams, k_min, k_max, solver)
+        reason = unsupported_reason(grams, patches, k_min, k_max, solver)
         if reason is None:
-            return _launch(grams, keys, k_min, k_max, mask, restarts)
+            return Separability(*launch_given(grams, keys, k_min, k_max, mask, restarts))
         fall_back(backend, "the separability kernel", reason)
 
     def run(part: slice) -> Separability:
@@ -167,14 +163,16 @@ def rotated_separability(
             got=f"{tuple(keys.shape)} {keys.dtype}",
             expected=f"{shape} torch.int64",
         )
-    check_solver(solver, restarts)
+    _check_options(k_min, k_max, solver, restarts)
     if not keys.numel():
         return torch.empty(shape, dtype=torch.float64, device=products.device)
     if resolve_backend(backend, products) == "cuda":
-        reason = unsupported_reason(products, k_min, k_max, solver, rotated=True)
+        reason = unsupported_reason(
+            products, products.shape[-1], k_min, k_max, solver, kind="rotated"
+        )
         if reason is None:
             sets = (rotations, products, scale)
-            return _launch_rotated(*sets, shift, keys, k_min, k_max, restarts)
+            return launch_rotated(*sets, shift, keys, k_min, k_max, restarts)
         fall_back(backend, "the separability kernel on rotated sets", reason)
 
     def run(part: slice) -> Tensor:
@@ -194,6 +192,120 @@ def rotated_separability(
     each = 64 * products.shape[-1] ** 2 * max(1, shape[1])
     parts = in_chunks(run, shape[0], each, memory_budget(products.device, memory))
     return torch.cat(parts)
+
+
+class PooledSeparability(NamedTuple):
+    """Result of :func:`pooled_separability`.
+
+    score : float64 (n,), as in :class:`Separability`.
+    clarity : float64 (n,) in [-1, 1], mean cosine of two different patches of the set.
+    """
+
+    score: Tensor
+    clarity: Tensor
+
+
+def pooled_separability(
+    rows: Tensor,
+    indices: Tensor,
+    keys: Tensor,
+    *,
+    k_min: int = 2,
+    k_max: int = 5,
+    solver: Solver = "hartigan",
+    restarts: int = 5,
+    backend: Backend = "auto",
+    memory: int | None = None,
+) -> PooledSeparability:
+    """Scores of :func:`separability`, and mean cosines, of sets of rows of one pool.
+
+    Parameters
+    ----------
+    rows : Tensor, float32 (rows, dim)
+        Unit rows on the grid, from :func:`~psi_engine.ops.exact.unit_rows`.
+    indices : Tensor, int64 (n, patches)
+        The rows of each set.
+    keys : Tensor, int64 (n,)
+        Randomness of each problem.
+    k_min, k_max, solver, restarts, backend, memory
+        As in :func:`separability`.
+
+    Returns
+    -------
+    PooledSeparability
+        On CUDA the Gram matrices are made in shared memory and never written.
+
+    Raises
+    ------
+    InputError
+        A shape, dtype, index or option is wrong.
+
+    Notes
+    -----
+    The Gram matrices have the bits of :func:`~psi_engine.ops.exact.gram`: their sums are exact.
+    """
+    _check_pooled(rows, indices, keys)
+    _check_options(k_min, k_max, solver, restarts)
+    n, patches = indices.shape
+    if not n:
+        none = torch.empty(0, dtype=torch.float64, device=rows.device)
+        return PooledSeparability(none, none.clone())
+    if resolve_backend(backend, rows) == "cuda":
+        reason = unsupported_reason(rows, patches, k_min, k_max, solver, kind="pooled")
+        if reason is None:
+            return PooledSeparability(*launch_pooled(rows, indices, keys, k_min, k_max, restarts))
+        fall_back(backend, "the separability kernel on sets of a pool", reason)
+
+    def run(part: slice) -> PooledSeparability:
+        together = near(rows, patches * rows.shape[1])
+        grams = torch.cat([gram(rows[some]) for some in indices[part].split(together)])
+        found = separability(
+            grams,
+            keys[part],
+            k_min=k_min,
+            k_max=k_max,
+            solver=solver,
+            restarts=restarts,
+            backend=backend,
+            memory=memory,
+        )
+        return PooledSeparability(found.score, clarity_of(grams))
+
+    parts = in_chunks(run, n, 64 * patches**2, memory_budget(rows.device, memory))
+    return PooledSeparability(*(torch.cat(field) for field in zip(*parts, strict=True)))
+
+
+def _check_options(k_min: int, k_max: int, solver: Solver, restarts: int) -> None:
+    check_solver(solver, restarts)
+    if not 2 <= k_min <= k_max:
+        raise InputError("the range of k is empty or starts below 2", got=f"{k_min}..{k_max}")
+
+
+def _check_pooled(rows: Tensor, indices: Tensor, keys: Tensor) -> None:
+    if rows.ndim != 2 or rows.dtype != torch.float32:
+        raise InputError(
+            "rows must be (rows, dim) and float32",
+            got=f"{tuple(rows.shape)} {rows.dtype}",
+            fix="normalise the embeddings with ops.exact.unit_rows",
+        )
+    if indices.ndim != 2 or indices.dtype != torch.int64:
+        raise InputError(
+            "indices must be (n, patches) and int64", got=f"{tuple(indices.shape)} {indices.dtype}"
+        )
+    if keys.shape != indices.shape[:1] or keys.dtype != torch.int64:
+        raise InputError(
+            "keys do not fit indices",
+            got=f"{tuple(keys.shape)} {keys.dtype}",
+            expected=f"({len(indices)},) torch.int64",
+        )
+    if indices.numel():
+        least, most = (int(x) for x in indices.aminmax())
+        if least < 0 or most >= len(rows):
+            raise InputError(
+                "indices point outside the rows",
+                got=f"{least} to {most}",
+                expected=f"0 to {len(rows) - 1}",
+            )
 
 
 def _search(
@@ -229,149 +341,17 @@ def _search(
     return Separability(best.clamp(min=0), n_clusters, assignments)
 
 
-class Launch(NamedTuple):
-    """How the CUDA kernel runs: warps, dynamic shared bytes, where the Gram matrix lies."""
-
-    warps: int
-    shared_bytes: int
-    tiled: bool
-
-
-def plan(patches: int, shared_limit: int, rotated: bool = False) -> Launch | None:
-    """The widest block that fits, or None; the layout stands at the head of the kernel."""
-    doubles = (2 * BLOCKS + 1) * patches + (1 << BLOCKS) + 2 * BLOCKS
-    warp = -(-(8 * doubles + 4 * 3 * BLOCKS + (2 + BLOCKS) * patches) // 8) * 8
-    ints = BLOCKS + patches + (patches + BLOCKS) % 2
-    for tiled in (True,) if rotated else (True, False):
-        for warps in WARPS:
-            area = max(warps * warp, 8 * patches * (patches | 1) if rotated else 0)
-            needed = 8 * patches**2 * tiled + 8 * BLOCKS + 4 * ints + area
-            if needed <= shared_limit:
-                return Launch(warps, needed, tiled)
-    return None
-
-
 def unsupported_reason(
-    sets: Tensor, k_min: int, k_max: int, solver: Solver, *, rotated: bool = False
+    sets: Tensor, patches: int, k_min: int, k_max: int, solver: Solver, kind: Kind = "given"
 ) -> str | None:
-    """Why the CUDA kernel cannot take these Gram matrices or products, or None when it can."""
+    """Why the CUDA kernel cannot take sets of so many patches, or None when it can."""
     if solver != "hartigan":
         return f"it solves by Hartigan's moves, not by {solver}"
     if k_max > BLOCKS:
         return f"it takes k up to {BLOCKS}, not {k_max}"
-    if sets.dtype not in _GRAM_TYPES:
+    if sets.dtype not in GRAM_TYPES:
         return f"it takes float32 or float64, not {sets.dtype}"
     limit = _cuda.shared_memory_limit(sets.device)
-    if plan(sets.shape[-1], limit, rotated) is None:
-        return f"{sets.shape[-1]} patches do not fit {limit} B shared"
+    if plan(patches, limit, 1, kind) is None:
+        return f"{patches} patches do not fit {limit} B shared"
     return None
-
-
-def kernel_defines(how: Launch, dtype: torch.dtype, rotated: bool) -> dict[str, str]:
-    """Macros of the kernel."""
-    return {
-        "GRAM_T": _GRAM_TYPES[dtype],
-        "WARPS": str(how.warps),
-        "TILED": str(int(how.tiled)),
-        "ROTATED": str(int(rotated)),
-        "BLOCKS": str(BLOCKS),
-        "BOUND": repr(BOUND),
-        "RESOLUTION": repr(silhouettes.RESOLUTION),
-        "TOLERANCE": repr(TOLERANCE),
-    }
-
-
-@cache
-def partition_table() -> tuple[np.ndarray, np.ndarray]:
-    """All partitions of up to BLOCKS blocks, and where those of b blocks into k parts start.
-
-    uint8 (bytes,), each part as the bits of its blocks; int32 (BLOCKS + 1)² + 1, offsets.
-    """
-    held: list[int] = []
-    offsets = [0]
-    for blocks in range(BLOCKS + 1):
-        for k in range(BLOCKS + 1):
-            if 1 <= k <= blocks:
-                held.extend(part for parts in partitions(blocks, k) for part in parts)
-            offsets.append(len(held))
-    return np.array(held, dtype=np.uint8), np.array(offsets, dtype=np.int32)
-
-
-def _launch(
-    grams: Tensor, keys: Tensor, k_min: int, k_max: int, mask: Tensor | None, restarts: int
-) -> Separability:
-    n, patches = grams.shape[:2]
-    valid = torch.ones((n, patches), dtype=torch.uint8, device=grams.device)
-    if mask is not None:
-        valid.copy_(mask)
-    sets = (grams.contiguous(), valid)
-    found, bad = _run(sets, grams, keys, k_min, k_max, restarts, rotated=False, labels=True)
-    if bool(bad):
-        raise bad_gram()
-    return found
-
-
-def _launch_rotated(
-    rotations: Tensor,
-    products: Tensor,
-    scale: Tensor,
-    shift: float,
-    keys: Tensor,
-    k_min: int,
-    k_max: int,
-    restarts: int,
-) -> Tensor:
-    tensors = (x.contiguous() for x in (rotations, products, scale))
-    sets = (*tensors, np.float64(shift), np.int32(len(rotations)))
-    flat = keys.flatten()
-    found, bad = _run(sets, products, flat, k_min, k_max, restarts, rotated=True, labels=False)
-    if bool(bad):
-        raise bad_gram()
-    return found.score.reshape(keys.shape)
-
-
-def _run(
-    sets: tuple[object, ...],
-    example: Tensor,
-    keys: Tensor,
-    k_min: int,
-    k_max: int,
-    restarts: int,
-    *,
-    rotated: bool,
-    labels: bool,
-) -> tuple[Separability, Tensor]:
-    device, patches, n = example.device, example.shape[-1], len(keys)
-    how = plan(patches, _cuda.shared_memory_limit(device), rotated)
-    assert how is not None  # unsupported_reason has asked
-    grid = min(n, _MOST_BLOCKS)
-    workspace: object = np.uintp(0)
-    if not how.tiled:
-        processors = torch.cuda.get_device_properties(device).multi_processor_count
-        grid = min(n, _BLOCKS_PER_PROCESSOR * processors)
-        workspace = torch.empty(grid * patches**2, dtype=torch.float64, device=device)
-    score = torch.empty(n, dtype=torch.float64, device=device)
-    n_clusters = torch.empty(n, dtype=torch.int64, device=device)
-    out = torch.empty(n if labels else 0, patches, dtype=torch.int64, device=device)
-    bad = torch.zeros(1, dtype=torch.int32, device=device)
-    table, offsets = (torch.from_numpy(x).to(device) for x in partition_table())
-    scale = 2.0 ** fraction_bits(patches)
-    arguments = (
-        *sets,
-        keys.contiguous(),
-        table,
-        offsets,
-        workspace,
-        score,
-        n_clusters,
-        out if labels else np.uintp(0),
-        bad,
-        *(np.int32(x) for x in (n, patches, k_min, k_max, restarts)),
-        np.uint64(SEEDING & (2**64 - 1)),
-        np.float64(scale),
-        np.float64(1 / scale),
-    )
-    dtype = torch.float64 if rotated else example.dtype
-    function = _cuda.kernel("separability", kernel_defines(how, dtype, rotated), device)
-    _cuda.launch(function, grid, 32 * how.warps, arguments, how.shared_bytes, device)
-    return Separability(score, n_clusters, out), bad

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from psi_engine.nulls.base import Batch, Call, clarity_of
+from psi_engine.nulls.base import Batch, Call
 from psi_engine.ops.contingency import normalized_mutual_information
-from psi_engine.ops.exact import gram
+from psi_engine.ops.exact import clarity_of, gram
 from psi_engine.scores.distinctness import distinctness
 
 

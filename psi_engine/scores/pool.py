@@ -48,13 +48,21 @@ class Pool:
 
     def take(self, index: Tensor) -> Tensor:
         """Grid unit rows, float32 (..., dim) on the scoring device, for positions (...)."""
-        if self._units is None and len(self) * self.dim * 4 <= self._kept:
-            self._units = torch.empty(len(self), self.dim, device=self.device)
-            for part in self._parts():
-                self._units[part.to(self.device)] = self._read(part)
-        if self._units is not None:
-            return self._units[index.to(self.device)]
+        units = self._whole()
+        if units is not None:
+            return units[index.to(self.device)]
         return self._read(index.to(self._source.device).flatten()).unflatten(0, index.shape)
+
+    def rows_of(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Grid unit rows, float32 (rows, dim), and which of them has each position (...).
+
+        Every row once, however many positions ask for it.
+        """
+        units = self._whole()
+        if units is not None:
+            return units, index.to(self.device)
+        needed, which = torch.unique(index, return_inverse=True)
+        return self.take(needed), which.to(self.device)
 
     def mean(self) -> Tensor:
         """Mean of all usable unit rows: float32 (dim,), on the grid."""
@@ -62,6 +70,14 @@ class Pool:
         for part in self._parts():
             total += self.take(part).to(torch.float64).sum(0)  # exact on the grid, in any order
         return quantise(total / len(self))
+
+    def _whole(self) -> Tensor | None:
+        """All usable rows, where they are worth keeping."""
+        if self._units is None and len(self) * self.dim * 4 <= self._kept:
+            self._units = torch.empty(len(self), self.dim, device=self.device)
+            for part in self._parts():
+                self._units[part.to(self.device)] = self._read(part)
+        return self._units
 
     def _parts(self) -> Iterator[Tensor]:
         """All positions in turn, int64, as many at once as are quickly normalised."""

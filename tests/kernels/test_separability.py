@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from psi_engine.nulls.draws import rotations_about_ones
+from psi_engine.ops import _cuda_separability as cuda
 from psi_engine.ops import separability as op
 from psi_engine.ops.clustering import SEEDING
+from psi_engine.ops.exact import unit_rows
 from psi_engine.ops.fixed_point import fraction_bits
 from psi_engine.ops.random import hash_keys
 from psi_engine.ops.rotated_grams import PRODUCT_GRID, ROTATION_GRID, on_grid
@@ -17,12 +19,17 @@ from tests.kernels.building import HOPPER_SHARED, build, launched
 
 GIVEN = ("const GRAM_T* grams, const unsigned char* valid", "grams, valid")
 ROTATED = (
-    "const double* rotations, const double* products, const double* scales, double shift, "
+    "const double* turned, const double* products, const double* scales, double shift, "
     "int replicates",
-    "rotations, products, scales, shift, replicates",
+    "turned, products, scales, shift, replicates",
 )
+POOLED = (
+    "const float* rows, const long long* members, double* clarity, int dim",
+    "rows, members, clarity, dim",
+)
+FORMS = {"given": GIVEN, "rotated": ROTATED, "pooled": POOLED}
 SIGNATURE = (
-    ", const long long* keys, const unsigned char* partitions, const int* offsets, "
+    ", const long long* keys, const unsigned long long* partitions, const int* offsets, "
     "double* workspace, double* score, long long* clusters, long long* out, int* bad, "
     "int problems, int patches, int k_min, int k_max, int starts, unsigned long long seeding, "
     "double scale, double step"
@@ -38,11 +45,11 @@ def run(tmp_path_factory: pytest.TempPathFactory):
     """Launch the kernel, built once per set of macros."""
     built = {}
 
-    def call(sets, keys, patches, how, dtype, rotated, restarts=2, k=(2, 5), grid=None):
-        defines = op.kernel_defines(how, dtype, rotated)
+    def call(sets, keys, patches, how, dtype, kind, restarts=2, k=(2, 5), grid=None):
+        defines = cuda.kernel_defines(how, dtype, kind)
         name = tuple(defines.values())
         if name not in built:
-            parameters, arguments = ROTATED if rotated else GIVEN
+            parameters, arguments = FORMS[kind]
             built[name] = build(
                 "separability",
                 parameters + SIGNATURE,
@@ -57,7 +64,7 @@ def run(tmp_path_factory: pytest.TempPathFactory):
         clusters = torch.full((n,), 7)
         out = torch.full((n, patches), 7)
         bad = torch.zeros(1, dtype=torch.int32)
-        table = [torch.from_numpy(x) for x in op.partition_table()]
+        table = [torch.from_numpy(x) for x in cuda.partition_table()]
         scale = 2.0 ** fraction_bits(patches)
         tensors = (keys, *table, workspace, score, clusters, out, bad)
         launched(
@@ -94,10 +101,10 @@ def keys_of(n: int) -> torch.Tensor:
 
 def given(run, grams, *, mask=None, how=None, restarts=2, k=(2, 5), grid=None):
     n, patches = grams.shape[:2]
-    how = how or op.plan(patches, HOPPER_SHARED)
+    how = how or cuda.plan(patches, HOPPER_SHARED, restarts)
     valid = torch.ones(n, patches, dtype=torch.uint8) if mask is None else mask.to(torch.uint8)
     sets = (grams.contiguous(), valid)
-    return run(sets, keys_of(n), patches, how, grams.dtype, False, restarts, k, grid)
+    return run(sets, keys_of(n), patches, how, grams.dtype, "given", restarts, k, grid)
 
 
 def check(run, grams: torch.Tensor, **options) -> None:
@@ -127,10 +134,10 @@ def test_has_the_bits_of_torch(run, patches: int) -> None:
     check(run, grams_of(2, patches))
 
 
-@pytest.mark.parametrize("warps", op.WARPS)
+@pytest.mark.parametrize("warps", [1, 8])
 def test_any_number_of_warps_keeps_the_best_start(run, warps: int) -> None:
-    how = op.plan(20, HOPPER_SHARED)._replace(warps=warps)
-    check(run, grams_of(2, 20), how=how, restarts=5)
+    how = cuda.Launch(warps, cuda.shared_bytes(20, warps, True), True)
+    check(run, grams_of(2, 20), how=how, restarts=7)
 
 
 def test_float64_grams(run) -> None:
@@ -140,16 +147,17 @@ def test_float64_grams(run) -> None:
 
 @pytest.mark.parametrize("patches", [161, 162, 231])
 def test_where_the_gram_matrix_leaves_shared_memory(run, patches: int) -> None:
-    how = op.plan(patches, HOPPER_SHARED)
+    how = cuda.plan(patches, HOPPER_SHARED, 1)
     assert how.tiled == (patches < 162)
     check(run, grams_of(1, patches), restarts=1, k=(2, 3))
 
 
 def test_shared_and_global_grams_agree(run) -> None:
     grams = grams_of(3, 20)
-    how = op.plan(20, HOPPER_SHARED)
-    freed = how._replace(tiled=False, shared_bytes=how.shared_bytes - 8 * 20**2)
-    for got, want in zip(given(run, grams)[0], given(run, grams, how=freed)[0], strict=True):
+    how = cuda.plan(20, HOPPER_SHARED, 1)
+    freed = how._replace(tiled=False, shared_bytes=cuda.shared_bytes(20, how.warps, False))
+    near, far = (given(run, grams, how=x)[0] for x in (how, freed))
+    for got, want in zip(near, far, strict=True):
         assert torch.equal(got, want)
 
 
@@ -192,9 +200,8 @@ def test_entries_that_are_no_cosines_are_flagged(run, value: float) -> None:
     assert given(run, grams)[1]
 
 
-@pytest.mark.parametrize(("patches", "shift"), [(8, 0.0), (21, 0.0), (21, 1.0)])
-def test_rotated_sets_have_the_bits_of_the_two_steps(run, patches: int, shift: float) -> None:
-    channels, m = 2, 3
+def rotated_sets(channels: int, patches: int, m: int):
+    """Rotations and the products of clustered rows, as the null ``rotation-samples`` makes them."""
     rows = clustered(channels, patches).double()
     products = rows @ rows.mT
     scale = torch.ldexp(
@@ -202,18 +209,74 @@ def test_rotated_sets_have_the_bits_of_the_two_steps(run, patches: int, shift: f
     )
     products = on_grid(products / scale[:, None, None], PRODUCT_GRID)
     rotations = on_grid(rotations_about_ones(hash_keys(torch.arange(m), 5), patches), ROTATION_GRID)
+    return rotations, products, scale
+
+
+def rotated(run, rotations, products, scale, shift, keys, how=None, restarts=2):
+    patches, m = products.shape[-1], len(rotations)
+    how = how or cuda.plan(patches, HOPPER_SHARED, restarts, "rotated")
+    sets = (rotations.mT.contiguous(), products, scale, ctypes.c_double(shift), m)
+    found, bad = run(sets, keys.flatten(), patches, how, torch.float64, "rotated", restarts)
+    return found.score.reshape(keys.shape), bad
+
+
+@pytest.mark.parametrize(
+    ("patches", "shift", "restarts"),
+    [(4, 0.0, 2), (5, 1.0, 2), (8, 0.0, 2), (21, 1.0, 2), (50, 0.0, 5)],
+)
+def test_rotated_sets_have_the_bits_of_the_two_steps(run, patches, shift, restarts) -> None:
+    channels, m = 2, 3
+    rotations, products, scale = rotated_sets(channels, patches, m)
     keys = hash_keys(torch.arange(channels)[:, None], torch.arange(m))
-    want = op.rotated_separability(
-        rotations, products, scale, shift, keys, restarts=2, backend="torch"
-    )
-    how = op.plan(patches, HOPPER_SHARED, rotated=True)
-    sets = (rotations.contiguous(), products, scale, ctypes.c_double(shift), m)
-    found, bad = run(sets, keys.flatten(), patches, how, torch.float64, True)
+    sets = (rotations, products, scale, shift, keys)
+    want = op.rotated_separability(*sets, restarts=restarts, backend="torch")
+    found, bad = rotated(run, *sets, restarts=restarts)
     assert not bad
-    assert torch.equal(found.score.reshape(channels, m), want)
+    assert torch.equal(found, want)
     assert want.unique().numel() > 1
     products[1, 0, 1] = torch.nan
-    assert run(sets, keys.flatten(), patches, how, torch.float64, True)[1]
+    assert rotated(run, *sets, restarts=restarts)[1]
+
+
+@pytest.mark.parametrize(("patches", "warps"), [(60, 1), (120, 1)])
+def test_rotations_in_slices_and_panels(run, patches: int, warps: int) -> None:
+    """More outputs than threads hold at once, a rotation larger than the warps' place."""
+    how = cuda.Launch(warps, cuda.shared_bytes(patches, warps, True), True)
+    sets = (*rotated_sets(1, patches, 1), 0.0, keys_of(1)[None])
+    found, bad = rotated(run, *sets, how=how, restarts=1)
+    assert not bad
+    assert torch.equal(found, op.rotated_separability(*sets, restarts=1, backend="torch"))
+
+
+def pooled(run, rows, indices, how=None, restarts=2):
+    n, patches = indices.shape
+    how = how or cuda.plan(patches, HOPPER_SHARED, restarts, "pooled")
+    clarity = torch.full((n,), 7.0, dtype=torch.float64)
+    sets = (rows, indices, clarity, rows.shape[1])
+    found, bad = run(sets, keys_of(n), patches, how, torch.float32, "pooled", restarts)
+    return (found.score, clarity), bad
+
+
+@pytest.mark.parametrize(
+    ("patches", "dim", "tiled"), [(4, 8, True), (5, 3, True), (21, 300, True), (50, 64, True),
+                                  (21, 40, False), (70, 16, True)],
+)  # fmt: skip
+def test_sets_of_a_pool_have_the_bits_of_their_grams(run, patches, dim, tiled) -> None:
+    rows = unit_rows(torch.randn(90, dim, generator=torch.Generator().manual_seed(1))).rows
+    rows[7] = rows[3]
+    indices = (
+        hash_keys(torch.arange(3)[:, None], torch.arange(90)).argsort(1)[:, :patches].contiguous()
+    )
+    indices[0, :2] = torch.tensor([3, 7])
+    warps = 5 if tiled else 1
+    how = cuda.Launch(warps, cuda.shared_bytes(patches, warps, tiled), tiled)
+    found, bad = pooled(run, rows, indices, how)
+    assert not bad
+    want = op.pooled_separability(rows, indices, keys_of(3), restarts=2, backend="torch")
+    for got, expected in zip(found, want, strict=True):
+        assert torch.equal(got, expected)
+    rows[indices[1, 0]] = torch.nan
+    assert pooled(run, rows, indices, how)[1]
 
 
 def test_the_shared_memory_asked_for_is_what_is_used(run) -> None:
@@ -222,12 +285,30 @@ def test_the_shared_memory_asked_for_is_what_is_used(run) -> None:
         check(run, grams_of(1, patches), restarts=1, k=(2, 2))
 
 
+@pytest.mark.parametrize(
+    ("patches", "starts", "blocks"), [(4, 5, 4), (50, 5, 4), (50, 20, 4), (80, 5, 2)]
+)
+def test_the_plan_keeps_a_processor_busy(patches: int, starts: int, blocks: int) -> None:
+    """As many blocks as share a processor's memory and registers, all of their warps at work."""
+    how = cuda.plan(patches, HOPPER_SHARED, starts)
+    assert how.warps == 5
+    assert how.shared_bytes == cuda.shared_bytes(patches, 5, True)
+    assert min((HOPPER_SHARED + 1024) // (how.shared_bytes + 1024), 20 // 5) == blocks
+
+
+def test_where_the_plans_end() -> None:
+    for kind, most in (("given", 1737), ("pooled", 1737), ("rotated", 154)):
+        assert cuda.plan(most, HOPPER_SHARED, 5, kind) is not None
+        assert cuda.plan(most + 1, HOPPER_SHARED, 5, kind) is None
+    assert cuda.plan(154, HOPPER_SHARED, 1, "rotated").warps == 2  # one could not hold a column
+
+
 def test_what_does_not_fit_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(op._cuda, "shared_memory_limit", lambda device: 40_000)
-    grams = torch.eye(300).expand(1, -1, -1)
-    assert op.unsupported_reason(torch.eye(50)[None], 2, 5, "hartigan") is None
-    assert "fit 40000 B" in op.unsupported_reason(grams, 2, 5, "hartigan")
-    assert "not 8" in op.unsupported_reason(grams, 2, 8, "hartigan")
-    assert "lloyd" in op.unsupported_reason(grams, 2, 5, "lloyd")
-    assert "float16" in op.unsupported_reason(grams.half(), 2, 5, "hartigan")
-    assert op.unsupported_reason(torch.eye(80)[None], 2, 5, "hartigan", rotated=True) is not None
+    grams = torch.empty(1)
+    assert op.unsupported_reason(grams, 50, 2, 5, "hartigan") is None
+    assert "fit 40000 B" in op.unsupported_reason(grams, 300, 2, 5, "hartigan")
+    assert "not 8" in op.unsupported_reason(grams, 50, 2, 8, "hartigan")
+    assert "lloyd" in op.unsupported_reason(grams, 50, 2, 5, "lloyd")
+    assert "float16" in op.unsupported_reason(grams.half(), 50, 2, 5, "hartigan")
+    assert op.unsupported_reason(grams, 80, 2, 5, "hartigan", "rotated") is not None

@@ -57,8 +57,11 @@ def test_a_table_is_drawn_once_per_call(monkeypatch):
     batch = make_batch(normal(6, 3, 12, 10), call)
     pool_s(batch, call)
     counted = []
-    scored = type(call).separability
-    monkeypatch.setattr(type(call), "separability", lambda *x: counted.append(1) or scored(*x))
+    for name in ("separability", "pooled_separability"):
+        scored = getattr(type(call), name)
+        monkeypatch.setattr(
+            type(call), name, lambda *x, scored=scored: counted.append(1) or scored(*x)
+        )
     pool_s(batch, call)
     rotation(batch, call)
     rotation(batch, call)
@@ -82,7 +85,9 @@ def test_sets_of_one_size_are_kept_at_a_time():
     assert kept[9][0] is kept[9][1]  # tables, 10 numbers each, stay
     tables = held(call._once.values())
     assert tables == 2 * 3 * 10
-    assert held(call._latest.values()) == 10 * 10 + 10 * 10 * 10  # positions and Grams of n = 10
+    assert held(call._latest.values()) == 10 * 10  # positions of n = 10
+    clarity = clarity_table(random_sets, 9, make_call(normal(12, 90, 10), replicates=10))
+    assert torch.equal(clarity_table(random_sets, 9, call), clarity)  # alone or with S: the same
 
 
 def test_memory_changes_no_bit():

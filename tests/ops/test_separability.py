@@ -6,9 +6,11 @@ import torch
 from psi_engine.errors import DeviceError, InputError
 from psi_engine.nulls.draws import rotations_about_ones
 from psi_engine.ops.clustering import cluster
+from psi_engine.ops.exact import gram
+from psi_engine.ops.exact import unit_rows as unit_rows_on_grid
 from psi_engine.ops.random import hash_keys
 from psi_engine.ops.rotated_grams import PRODUCT_GRID, ROTATION_GRID, on_grid, rotated_grams
-from psi_engine.ops.separability import rotated_separability, separability
+from psi_engine.ops.separability import pooled_separability, rotated_separability, separability
 from psi_engine.ops.silhouette import silhouette
 
 BACKENDS = ("torch", "numba")
@@ -180,6 +182,51 @@ def test_cuda_scores_rotated_sets_with_the_bits_of_the_cpu() -> None:
     want = rotated_separability(*sets, backend="numba")
     there = [x.cuda() if isinstance(x, torch.Tensor) else x for x in sets]
     assert torch.equal(rotated_separability(*there, backend="cuda").cpu(), want)
+
+
+def pooled_sets(n: int, patches: int, dim: int = 24):
+    random = torch.Generator().manual_seed(4)
+    rows = unit_rows_on_grid(torch.randn(70, dim, generator=random)).rows
+    indices = torch.stack([torch.randperm(70, generator=random)[:patches] for _ in range(n)])
+    return rows, indices, hash_keys(torch.arange(n), 3)
+
+
+@pytest.mark.parametrize("solver", ["hartigan", "lloyd"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_sets_of_a_pool_are_scored_one_by_one(backend: str, solver: str) -> None:
+    rows, indices, keys = pooled_sets(7, 12)
+    options = {"backend": backend, "solver": solver}
+    got = pooled_separability(rows, indices, keys, memory=1 << 15, **options)
+    for i in range(7):
+        z = rows[indices[i]].double()
+        grams = gram(rows[indices[i]][None])
+        assert got.score[i] == separability(grams, keys[i : i + 1], **options).score[0]
+        apart = (z @ z.mT)[~torch.eye(12, dtype=torch.bool)]
+        assert float(got.clarity[i]) == pytest.approx(float(apart.mean()), abs=1e-7)
+    assert [len(x) for x in pooled_separability(rows, indices[:0], keys[:0], **options)] == [0, 0]
+
+
+def test_sets_that_do_not_fit_the_pool_are_refused() -> None:
+    rows, indices, keys = pooled_sets(3, 6)
+    with pytest.raises(InputError, match="rows must be"):
+        pooled_separability(rows.double(), indices, keys)
+    with pytest.raises(InputError, match="indices must be"):
+        pooled_separability(rows, indices.int(), keys)
+    with pytest.raises(InputError, match="keys do not fit indices"):
+        pooled_separability(rows, indices, keys[:2])
+    for wrong in (-1, 70):
+        indices[1, 2] = wrong
+        with pytest.raises(InputError, match="point outside the rows"):
+            pooled_separability(rows, indices, keys)
+
+
+@pytest.mark.gpu
+def test_cuda_scores_sets_of_a_pool_with_the_bits_of_the_cpu() -> None:
+    sets = pooled_sets(200, 50, dim=512)
+    want = pooled_separability(*sets, backend="numba")
+    got = pooled_separability(*(x.cuda() for x in sets), backend="cuda")
+    for x, y in zip(want, got, strict=True):
+        assert torch.equal(x, y.cpu())
 
 
 @pytest.mark.gpu

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from psi_engine.config import ScoreConfig
-from psi_engine.nulls.base import Batch, clarity_of
+from psi_engine.nulls.base import Batch
 from psi_engine.nulls.exact_moments import nmi_moments
 from psi_engine.nulls.registry import NULLS
 from psi_engine.ops.contingency import normalized_mutual_information
-from psi_engine.ops.exact import cosines, gram, quantise, unit_rows
+from psi_engine.ops.exact import clarity_of, cosines, gram, quantise, unit_rows
 from psi_engine.ops.silhouette import silhouette
 from psi_engine.scores.distinctness import distinctness, partition_distinctness, texts_at_level
 from psi_engine.scores.score import score
