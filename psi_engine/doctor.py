@@ -19,7 +19,13 @@ from psi_engine import demo
 from psi_engine.data import cached_tiny_imagenet
 from psi_engine.models import cached_clip_weights, cached_weights
 from psi_engine.network import unreachable_reason
-from psi_engine.ops._cuda import ARCHITECTURES, KernelReport, compile_kernels, cupy_reason
+from psi_engine.ops._cuda import (
+    ARCHITECTURES,
+    KernelReport,
+    compile_kernels,
+    cupy_reason,
+    shared_memory_limit,
+)
 
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "numba", "pyarrow")
 _HOSTS = {
@@ -29,6 +35,7 @@ _HOSTS = {
 }
 _PROBE_SECONDS = 2.0
 _RUN_BYTES = 2 << 30
+_HOPPER_SHARED = 227 << 10
 
 
 class Check(TypedDict):
@@ -92,9 +99,12 @@ def _kernels() -> list[Check]:
             else "needs the GPU first; torch and numba do its work meanwhile",
         )
     ]
+    launched = _launched()
     for report in _compiled(_architecture()):
         detail = f"compiles for {report.arch}: {report.registers} registers, "
-        detail += f"{report.shared_bytes} B shared, {report.spill_bytes} B spilled"
+        detail += f"{report.shared_bytes} B static shared memory, {report.spill_bytes} B spilled"
+        if not report.variant and report.name in launched:
+            detail += f"; {launched[report.name]} B shared a block at the paper's sizes"
         checks.append(
             _check(
                 f"kernel {report.name} {report.variant}".rstrip(),
@@ -104,6 +114,23 @@ def _kernels() -> list[Check]:
             )
         )
     return checks
+
+
+def _launched() -> dict[str, int]:
+    """Dynamic shared memory of a block at 50 patches, k = 2..5, 300 texts, maps of 14 × 14."""
+    from psi_engine.ops import _cuda_separability, contingency, naming, silhouette, survey
+
+    cuda = torch.cuda.is_available() and cupy_reason() is None
+    limit = shared_memory_limit(torch.device("cuda")) if cuda else _HOPPER_SHARED
+    batch = torch.empty(128, 14 * 14, 1024, device="meta").mT  # channels last
+    plans = {
+        "contingency": contingency.plan(50, 50, limit),
+        "naming": naming.plan(3072, 5, 5, 300, limit),
+        "separability": _cuda_separability.plan(50, limit, starts=5),
+        "survey": survey.plan(batch, 50, True, processors=132),
+    }
+    found = {name: how.shared_bytes for name, how in plans.items() if how is not None}
+    return found | {"silhouette": silhouette.shared_bytes(50, 5, 4, tiled=True)}
 
 
 @cache

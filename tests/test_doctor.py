@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 from psi_engine import doctor
 from psi_engine.cli import app
+from psi_engine.ops._cuda import kernel_folder
 
 
 @pytest.fixture
@@ -57,6 +59,10 @@ def test_kernels_compile_without_a_gpu() -> None:
         assert check["state"] == "ok", check
         assert "sm_" in check["detail"]
         assert "0 B spilled" in check["detail"]
+    for path in kernel_folder().glob("*.cu"):
+        (plain,) = [check for check in kernels if check["what"] == f"kernel {path.stem}"]
+        (shared,) = re.findall(r"(\d+) B shared a block at the paper's sizes", plain["detail"])
+        assert 0 < int(shared) <= 227 << 10
 
 
 def test_what_is_there_is_named(

@@ -5,10 +5,18 @@ import csv
 import pytest
 import torch
 
-from benchmarks import gpu
+from benchmarks import gpu, operations, profiles
 
 SMALL = ["--device", "cpu", "--channels", "4", "--images", "30", "--rounds", "1", "--workers", "0"]
 SMALL += ["--replicates", "3"]
+OPERATIONS = (
+    "silhouette",
+    "separability",
+    "Q, M = 3",
+    "S, M = 3",
+    "S of a pool, M = 3",
+    "D, M = 3",
+)
 
 
 def test_operations_are_compared_and_written(tmp_path):
@@ -17,10 +25,39 @@ def test_operations_are_compared_and_written(tmp_path):
     with (tmp_path / "gpu.csv").open() as file:
         rows = list(csv.DictReader(file))
     timed = {(row["what"], row["backend"]) for row in rows if row["seconds_p50"]}
-    for name in ("silhouette", "separability", "Q, M = 3", "S, M = 3"):
+    for name in OPERATIONS:
         assert {(name, "numba"), (name, "torch")} <= timed
     assert {row["what"] for row in rows} >= {"top-K, all images", "mining all images"}
     assert all(float(row["floor"]) > 0 for row in rows if row["floor"])
+    ceilings = {row["name"]: float(row["per_second"]) for row in rows[:4]}
+    (row,) = [x for x in rows if (x["what"], x["backend"]) == ("D, M = 3", "torch")]
+    seconds, made = float(row["seconds_p50"]), 2 * 4 * 3 * 5 * 5 * 300
+    assert float(row["flop_per_second"]) == pytest.approx(made / seconds, rel=1e-4)
+    share = float(row["flop_per_second"]) / ceilings["float64 product"]
+    assert float(row["product_share"]) == pytest.approx(share, rel=1e-4)
+    assert row["near"] == str(seconds <= 2 * float(row["floor"]))
+
+
+def test_an_operation_that_breaks_becomes_a_row_and_the_rest_goes_on(monkeypatch):
+    def broken(*sets, **options):
+        raise ValueError("no such kernel")
+
+    monkeypatch.setattr(operations, "pooled_separability", broken)
+    results = gpu.main([*SMALL, "--parts", "ops"])
+    assert [row["what"] for row in results.rows if row.get("failed")] == ["S of a pool, M = 3"]
+    assert results.rows[-1]["what"] == "D, M = 3"
+
+
+def test_profiles_name_what_took_most(tmp_path):
+    results = gpu.main([*SMALL, "--parts", "profiles", "--out", str(tmp_path)])
+    assert not any(row.get("failed") for row in results.rows)
+    for of in ("psi.score, M = 3", "mining"):
+        rows = [row for row in results.rows if row["of"] == of]
+        assert 1 < len(rows) <= profiles.TOP
+        shares = [row["share"] for row in rows]
+        assert shares == sorted(shares, reverse=True)
+        assert 0.5 < sum(shares) <= 1.0 + 1e-9
+        assert of in (tmp_path / "gpu-profile.txt").read_text()
 
 
 @pytest.mark.slow
@@ -33,15 +70,15 @@ def test_a_run_on_generated_images():
 
 @pytest.mark.parametrize("wrong", [1e-4, float("nan")])
 def test_a_kernel_that_differs_becomes_a_row_and_the_rest_goes_on(tmp_path, monkeypatch, wrong):
-    honest = gpu.silhouette
+    honest = operations.silhouette
 
     def other(grams, labels, backend):
         return honest(grams, labels, backend=backend) + (wrong if backend == "numba" else 0.0)
 
-    monkeypatch.setattr(gpu, "silhouette", other)
+    monkeypatch.setattr(operations, "silhouette", other)
     results = gpu.main([*SMALL, "--parts", "ops", "--out", str(tmp_path)])
     assert [row["what"] for row in results.rows if row.get("failed")] == ["silhouette"]
-    assert results.rows[-1]["what"] == "S, M = 3"
+    assert results.rows[-1]["what"] == "D, M = 3"
     assert len((tmp_path / "gpu.csv").read_text().splitlines()) == len(results.rows) + 1
 
 
@@ -50,7 +87,7 @@ def test_a_part_that_breaks_becomes_a_row(tmp_path, monkeypatch):
         results.add(what="before")
         raise ValueError("out of luck")
 
-    monkeypatch.setattr(gpu, "scores", broken)
+    monkeypatch.setitem(gpu.STEPS, "score", broken)
     results = gpu.main([*SMALL, "--parts", "score", "--out", str(tmp_path)])
     assert results.rows[-1] == {"what": "score", "failed": "ValueError: out of luck"}
     assert "before" in (tmp_path / "gpu.csv").read_text()

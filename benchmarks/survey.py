@@ -1,0 +1,96 @@
+"""The miner's step: batches of two layers taken in, beside the bytes that must be read."""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from benchmarks.goals import AIMS
+from benchmarks.harness import Results, Work, interleave, spread
+from benchmarks.operations import PATCHES, Ceilings, failed, peak_mib, same
+from psi_engine.config import MineConfig
+from psi_engine.mining.miner import Miner
+from psi_engine.ops import topk
+from psi_engine.ops.survey import survey
+from psi_engine.types import ActivationShape
+
+BATCH = 128
+LAYERS = ((1024, 14), (2048, 7))
+"""Channels and side of layer3 and layer4 of a ResNet-50 at 224 pixels."""
+
+SMALL = ((16, 4),)
+"""To test this on a CPU."""
+
+
+def mined(results: Results, options: argparse.Namespace) -> None:
+    """Take in layer3 and layer4 of a ResNet-50 at 224 pixels, as a run does, batch after batch."""
+    ceilings = Ceilings(options.device, options.rounds, results)
+    device, cuda = options.device, options.device == "cuda"
+    batches = max(1, options.images // BATCH)
+    for dtype in (torch.float32, torch.float16):
+        maps = batch_of_maps(device, dtype)
+        kept = [same_buffers(x.flatten(2), device, cuda) for x in maps[0]]
+        if not all(kept):
+            failed(results, f"survey {dtype}", RuntimeError("the kernel differs from torch"))
+        moved = sum(x.numel() * x.element_size() for x in maps[0]) * batches
+        for config, name in (
+            (MineConfig(top_k=PATCHES, bottom_k=0, reservoir=0, pool=0), "top-K, all images"),
+            (MineConfig(top_k=PATCHES), "mining all images"),
+        ):
+            work = partial(take_in, maps, config, batches, device)
+            turns = interleave({name: Work(work)}, max(1, options.rounds // 2))[name]
+            seconds = spread([x.seconds for x in turns])
+            results.add(
+                what=name, dtype=str(dtype), images=batches * BATCH, seconds=seconds,
+                **ceilings.beside(seconds, moved, 0),
+                goal=AIMS[name].goal if name in AIMS else None,
+                peak_mib=peak_mib(work, device),
+            )  # fmt: skip
+
+
+def batch_of_maps(device: str, dtype: torch.dtype) -> list[list[Tensor]]:
+    """Layers of several batches, so that none is read from a cache; seen again, sites only tie."""
+    cuda = device == "cuda"
+    return [
+        [
+            torch.randn(BATCH, channels, side, side, device=device)
+            .relu_().to(dtype).to(memory_format=torch.channels_last)
+            for channels, side in (LAYERS if cuda else SMALL)
+        ]
+        for _ in range(16 if cuda else 2)
+    ]  # fmt: skip
+
+
+def same_buffers(x: Tensor, device: str, cuda: bool) -> bool:
+    """Whether the kernel and torch keep the same entries of one batch."""
+    found = []
+    for backend in ("cuda" if cuda else "auto", "torch"):
+        ends = [topk.empty(x.shape[1], k, torch.float32, device) for k in (PATCHES, 10)]
+        ids = torch.arange(len(x), device=device)
+        *kept, _ = survey(x, ids, *ends, sites_per_group=1, fresh=True, backend=backend)
+        found.append(kept)
+    return all(
+        same(a, b)
+        for ours, theirs in zip(*found, strict=True)
+        for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+def take_in(maps: list[list[Tensor]], config: MineConfig, batches: int, device: str) -> None:
+    """Mine every layer of every batch."""
+    miners = [
+        Miner(
+            f"layer{at}",
+            ActivationShape("map", x.shape[1], (x.shape[2], x.shape[3])),
+            config,
+            device=device,
+        )
+        for at, x in enumerate(maps[0])
+    ]
+    for at in range(batches):
+        ids = torch.arange(at * BATCH, (at + 1) * BATCH)
+        for miner, x in zip(miners, maps[at % len(maps)], strict=True):
+            miner.update(x, ids)
