@@ -23,7 +23,7 @@ __device__ double as_cosine(double value, bool& good) {
     return fmin(fmax(cosine, -1.0), 1.0);
 }
 
-// sum[u][v] += Σ_l left[l · left_step + rows[u]] · right[l · m + columns[v]], l below `length`.
+// sum[u][v] += Σ_l left[l · left_step + rows[u]] · right[l · right_step + columns[v]], l < length.
 template <int R, int C>
 __device__ __forceinline__ void accumulate(double (&sum)[R][C], const double* left, int left_step,
                                            const int (&rows)[R], const double* right,
@@ -159,8 +159,8 @@ __device__ __forceinline__ void turn(const double* turned, double* grid, double*
 // Cosines of the rows of one channel under one rotation, see rotated_grams; `turned` is the
 // rotation's transpose. True where all entries are numbers.
 __device__ bool rotate(const double* turned, const double* product, const double* size,
-                       double shift, double* grid, double* lengths, double* slice, int room, int m, double scale,
-                       double step) {
+                       double shift, double* grid, double* lengths, double* slice, int room, int m,
+                       double scale, double step) {
     const int t = static_cast<int>(threadIdx.x);
     int held = -1;
 #pragma unroll 1

@@ -57,7 +57,8 @@ def host_compiler() -> str:
 
 def compiled(compiler: str, wrapper: Path, library: Path, watched: bool) -> ctypes.CDLL:
     """Compile; ``watched``: every load and store of the kernel is told to races.cpp."""
-    command = [compiler, "-std=c++17", "-g", "-Wall", "-Wno-unused-function", "-fPIC"]
+    command = [compiler, "-std=c++17", "-g", "-Wall", "-Wno-unused-function"]
+    command += ["-Wno-unknown-pragmas", "-fPIC"]  # unrolling is for nvcc
     watcher = library.parent.parent / "races.o"  # one for all folders of a test session
     if not watcher.exists():
         source = str(HERE / "races.cpp")
