@@ -26,7 +26,6 @@ struct Access {
     uint32_t epoch = 0;  // of the block; see Now
     uint32_t turn = 0;   // barriers that its warp had passed
     uint16_t thread = kNobody;
-    uint16_t release = 0;
     int32_t block = -1;
     const void* from = nullptr;
 };
@@ -54,8 +53,10 @@ struct Claim {  // a write over another's: a race unless the value stays
     Access first, second;
 };
 
+// What a block did for others to see: its accesses before `epoch`, and thread `releaser`'s own.
 struct Block {
-    uint16_t releases = 0;
+    uint32_t epoch = 0;
+    uint16_t releaser = kNobody;
     bool fenced = false, acquired = false;
 };
 
@@ -95,8 +96,8 @@ void tell(const Access& a, const Access& b, const void* at, const char* what) {
 bool ordered(const Access& a, const Access& now) {
     if (a.epoch < launch_epoch || a.thread == kNobody) return true;
     if (a.block != now.block) {
-        const auto it = blocks.find(a.block);
-        return it->second.releases > a.release && mine->acquired;
+        const Block& other = blocks.find(a.block)->second;
+        return mine->acquired && (a.epoch < other.epoch || a.thread == other.releaser);
     }
     if (a.epoch != now.epoch || a.thread == now.thread) return true;
     return a.thread / kWarp == now.thread / kWarp && a.turn != now.turn;
@@ -155,8 +156,7 @@ void access(void* where, size_t size, bool writes, bool atomic, const void* from
     if (!claims.empty()) settle();
     uintptr_t place = reinterpret_cast<uintptr_t>(where);
     if (place >= own_first && place < own_last) return;  // a stack of the shim
-    const Access now = {epoch, turns[thread_ / kWarp], static_cast<uint16_t>(thread_),
-                        mine->releases, block, from};
+    const Access now = {epoch, turns[thread_ / kWarp], static_cast<uint16_t>(thread_), block, from};
     const bool in_shared = place >= shared_first && place < shared_last;
     for (const uintptr_t last = place + size; place < last;) {
         const bool whole = place % 4 == 0 && last - place >= 4;
@@ -220,7 +220,10 @@ void races_atomic(void* where, size_t size) {
     access(where, size, true, true, __builtin_return_address(0));
     if (watching && !(place >= shared_first && place < shared_last)) {
         mine->acquired = true;
-        if (mine->fenced) ++mine->releases;
+        if (mine->fenced) {
+            mine->epoch = epoch;
+            mine->releaser = static_cast<uint16_t>(thread_);
+        }
         mine->fenced = false;
     }
 }

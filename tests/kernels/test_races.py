@@ -61,6 +61,13 @@ CASES = {
         "__threadfence();",
         "",
     ),
+    "last block, threads that did not wait": (
+        "out[64 + blockIdx.x * 64 + t] = t; __threadfence(); {}"
+        "if (t == 0) s[0] = atomicAdd(out, 1); __syncthreads();"
+        "if (s[0] == 1) out[192 + t] = out[64 + t] + out[128 + t];",
+        "__syncthreads();",
+        "",
+    ),
 }
 
 
