@@ -140,14 +140,28 @@ def test_halves(kernel, dtype: torch.dtype, channels_last: bool) -> None:
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("kind", ["rising", "constant"])
+@pytest.mark.parametrize("kind", ["rising", "constant", "two heights"])
 def test_more_survivors_than_there_is_room_for(kernel, kind: str, channels_last: bool) -> None:
     """The channel is read again; where values tie, down to the last digit of the sites."""
     x = torch.arange(8 * 300, dtype=torch.float32).reshape(8, 1, 300).expand(-1, 2, -1)
-    x = laid_out(torch.ones_like(x) if kind == "constant" else x, channels_last)
+    if kind == "constant":
+        x = torch.ones_like(x)
+    elif kind == "two heights":  # too many above, and those below have the greater second digits
+        x = torch.where(x % 2 == 0, 4096 + x / 4, 7 + x * 1e-5)
+    x = laid_out(x, channels_last)
     assert op.plan(x, 6, False, 1).places < op._CAPACITY < 8 * 300
     check(kernel, [x, x + 1], 6, 0, False)
     check(kernel, [-x], 0, 6, False)
+
+
+@pytest.mark.races
+@pytest.mark.parametrize("per_image", [False, True])
+def test_the_last_block_merges_what_others_found(kernel, per_image: bool) -> None:
+    x = values(20, 2, 3, "normal", 0)
+    how = op.plan(x, 4, per_image, 1)
+    assert how.tiles == 1 < how.slices
+    assert op.plan(x, 4, False, 1).places >= 20 * 3
+    check(kernel, [x], 4, 3, per_image)
 
 
 @pytest.mark.races
