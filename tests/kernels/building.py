@@ -57,14 +57,14 @@ def host_compiler() -> str:
 
 def compiled(compiler: str, wrapper: Path, library: Path, watched: bool) -> ctypes.CDLL:
     """Compile; ``watched``: every load and store of the kernel is told to races.cpp."""
-    command = [compiler, "-std=c++17", "-g", "-Wall", "-Wno-unused-function"]
+    command = [compiler, "-std=c++17", "-Wall", "-Wno-unused-function"]
     command += ["-Wno-unknown-pragmas", "-fPIC"]  # unrolling is for nvcc
     watcher = library.parent.parent / "races.o"  # one for all folders of a test session
     if not watcher.exists():
         source = str(HERE / "races.cpp")
         subprocess.run([*command, "-O2", "-c", source, "-o", str(watcher)], check=True)
     if watched:
-        command.append("-fsanitize=thread")
+        command += ["-g", "-fsanitize=thread"]
     compiled_file = str(library.with_suffix(".o"))
     subprocess.run([*command, "-O1", "-c", str(wrapper), "-o", compiled_file], check=True)
     # linked without its runtime: races.cpp is in the place of that

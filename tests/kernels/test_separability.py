@@ -41,7 +41,7 @@ CALL = (
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory):
+def run(tmp_path_factory: pytest.TempPathFactory, watched: bool):
     """Launch the kernel, built once per set of macros."""
     built = {}
 
@@ -56,6 +56,7 @@ def run(tmp_path_factory: pytest.TempPathFactory):
                 arguments + CALL,
                 defines,
                 tmp_path_factory.mktemp("kernels"),
+                watched=watched,
             )
         n = len(keys)
         grid = grid or n
@@ -161,10 +162,12 @@ def test_shared_and_global_grams_agree(run) -> None:
         assert torch.equal(got, want)
 
 
+@pytest.mark.races
 def test_blocks_stride_over_problems(run) -> None:
     check(run, grams_of(5, 12), grid=2)
 
 
+@pytest.mark.races
 def test_ragged_masks(run) -> None:
     grams = grams_of(6, 20)
     counts = torch.tensor([2, 3, 5, 8, 13, 20])
@@ -220,6 +223,7 @@ def rotated(run, rotations, products, scale, shift, keys, how=None, restarts=2):
     return found.score.reshape(keys.shape), bad
 
 
+@pytest.mark.races
 @pytest.mark.parametrize(
     ("patches", "shift", "restarts"),
     [(4, 0.0, 2), (5, 1.0, 2), (8, 0.0, 2), (21, 1.0, 2), (50, 0.0, 5)],
@@ -257,6 +261,7 @@ def pooled(run, rows, indices, how=None, restarts=2):
     return (found.score, clarity), bad
 
 
+@pytest.mark.races
 @pytest.mark.parametrize(
     ("patches", "dim", "tiled"), [(4, 8, True), (5, 3, True), (21, 300, True), (50, 64, True),
                                   (21, 40, False), (70, 16, True)],
