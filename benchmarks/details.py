@@ -74,13 +74,14 @@ def replicates(result: Mapping[str, Any]) -> str:
                       middle(row, "seconds"), times])  # fmt: skip
     for row in rows(result, what="shared null"):
         times = f"{middle(row, 'times')}× no null"
-        lines.append([f"`{row['null']}`", row["parts"], f"{row['channels']}", f"{row['draws']}",
+        names = " and ".join(f"`{x}`" for x in (row["null"], row["d_null"]) if x)
+        lines.append([names, row["parts"], f"{row['channels']}", f"{row['draws']}",
                       middle(row, "seconds"), times])  # fmt: skip
     for row in rows(result, what="peak memory"):
         note = f" ({row['note']})" if row["note"] else ""
         lines.append([f"`{row['null']}`{note}", "S", f"{row['channels']}", f"{row['draws']}",
                       "", f"peak {row['bytes'] / 2**30:.2f} GiB"])  # fmt: skip
-    return markdown(["null", "scores", "channels", "M", "seconds", ""], lines)
+    return markdown(["nulls", "scores", "channels", "M", "seconds", ""], lines)
 
 
 def mining(result: Mapping[str, Any]) -> str:

@@ -160,6 +160,7 @@ def _shared(options: argparse.Namespace, results: Results) -> None:
             what="shared null",
             parts=parts,
             null=case.s,
+            d_null=case.d,
             channels=options.channels,
             draws=options.many,
             seconds=spread(whole.tolist()),
