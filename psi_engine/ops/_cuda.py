@@ -6,7 +6,10 @@ imported inside the functions: nothing here opens a device on import.
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -119,11 +122,82 @@ def kernel(name: str, defines: Mapping[str, str], device: torch.device) -> Any:
     index = _index(device)
     key = (index, name, tuple(sorted(defines.items())))
     if key not in _compiled:
-        options = ("-std=c++17", *(f"-D{macro}={value}" for macro, value in key[2]))
-        with cupy.cuda.Device(index):
-            module = cupy.RawModule(code=source(name), options=options, backend="nvrtc")
-            _compiled[key] = module.get_function(name)
+        with cupy.cuda.Device(index) as at:
+            path = compiled_file(name, defines, int(at.compute_capability))
+            _compiled[key] = cupy.RawModule(path=str(path)).get_function(name)
     return _compiled[key]
+
+
+def compiled_file(name: str, defines: Mapping[str, str], capability: int) -> Path:
+    """Compile a kernel, or find it compiled by an earlier process where CuPy keeps its own.
+
+    Not by CuPy, which adds ``-ftz=true``: subnormal floats would count as 0.
+
+    Parameters
+    ----------
+    name : str
+        Source file.
+    defines : mapping of str to str
+        Macros.
+    capability : int
+        Compute capability, such as 90. Beyond what the compiler knows, PTX of its newest is made.
+
+    Returns
+    -------
+    Path
+        A ``.cubin`` or ``.ptx``.
+
+    Raises
+    ------
+    DeviceError
+        The source does not compile, or there is no older architecture that would do.
+    """
+    from cupy.cuda import nvrtc
+
+    known = [x for x in nvrtc.getSupportedArchs() if x <= capability]
+    if not known:
+        raise DeviceError(
+            "the CUDA compiler knows no such device",
+            got=f"compute capability {capability / 10:.1f}",
+            expected=f"{min(nvrtc.getSupportedArchs()) / 10:.1f} or more",
+        )
+    kind = "sm" if max(known) == capability else "compute"
+    arch, ending = f"{kind}_{max(known)}", "cubin" if kind == "sm" else "ptx"
+    asked = [source(name), *_options(defines, arch), *map(str, nvrtc.getVersion())]
+    digest = hashlib.sha256("\n".join(asked).encode()).hexdigest()[:32]
+    chosen = os.environ.get("CUPY_CACHE_DIR")
+    folder = Path(chosen) if chosen else Path.home() / ".cupy" / "kernel_cache"
+    path = folder / f"psi-engine-{name}-{digest}.{ending}"
+    if not path.is_file():
+        code, log = _compile(name, defines, arch)
+        if code is None:
+            raise DeviceError(f"the kernel {name} does not compile", got=log)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
+            file.write(code)
+        os.replace(file.name, path)  # whole or not at all, whoever else compiles it
+    return path
+
+
+def _options(defines: Mapping[str, str], arch: str) -> list[str]:
+    macros = (f"-D{macro}={value}" for macro, value in sorted(defines.items()))
+    return ["-std=c++17", f"-arch={arch}", "--ptxas-options=-v", *macros]
+
+
+def _compile(name: str, defines: Mapping[str, str], arch: str) -> tuple[bytes | None, str]:
+    """Machine code for ``sm_…``, PTX for ``compute_…``, None where it fails; and the log."""
+    from cupy.cuda import nvrtc
+
+    program = nvrtc.createProgram(source(name), f"{name}.cu", (), ())
+    try:
+        nvrtc.compileProgram(program, _options(defines, arch))
+        # CuPy leaves out the last byte, a zero: in memory every Python string has one more
+        made = nvrtc.getPTX if arch.startswith("compute") else nvrtc.getCUBIN
+        return made(program) + b"\0", nvrtc.getProgramLog(program)
+    except nvrtc.NVRTCError as error:
+        return None, f"{error}: {nvrtc.getProgramLog(program).strip()}"
+    finally:
+        nvrtc.destroyProgram(program)
 
 
 def launch(
@@ -232,22 +306,13 @@ def _compiler() -> Callable[[str, Mapping[str, str], str], KernelReport]:
     nvrtc.getVersion()  # loads the library
 
     def compile_one(name: str, macros: Mapping[str, str], arch: str) -> KernelReport:
-        variant = _named(macros)
-        program = nvrtc.createProgram(source(name), f"{name}.cu", (), ())
-        defines = [f"-D{macro}={value}" for macro, value in macros.items()]
-        options = ["-std=c++17", f"-arch={arch}", "--ptxas-options=-v", *defines]
-        try:
-            nvrtc.compileProgram(program, options)
-            log = nvrtc.getProgramLog(program)
-        except nvrtc.NVRTCError as error:
-            log = nvrtc.getProgramLog(program)
-            return KernelReport(name, variant, arch, 0, 0, 0, f"{error}: {log.strip()}")
-        finally:
-            nvrtc.destroyProgram(program)
+        code, log = _compile(name, macros, arch)
+        if code is None:
+            return KernelReport(name, _named(macros), arch, 0, 0, 0, log)
         spilled = sum(_numbers(r"(\d+) bytes spill (?:stores|loads)", log))
         registers = max(_numbers(r"Used (\d+) registers", log), default=0)
         shared = max(_numbers(r"(\d+) bytes smem", log), default=0)
-        return KernelReport(name, variant, arch, registers, shared, spilled, None)
+        return KernelReport(name, _named(macros), arch, registers, shared, spilled, None)
 
     return compile_one
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import struct
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -38,6 +39,44 @@ def test_a_kernel_that_does_not_compile_is_reported(
     (report,) = _cuda.compile_kernels(["sm_90"])
     assert report.registers == 0
     assert "undeclared" in (report.error or "")
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where compiled kernels are kept."""
+    pytest.importorskip("cupy", reason="CuPy brings the CUDA compiler; install psi-engine[cuda13]")
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "kept"))
+    return tmp_path / "kept"
+
+
+def test_compiled_once_and_whole(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = _cuda.compiled_file("silhouette", {"BLOCK": "64"}, 90)
+    assert [path] == list(kept.iterdir())
+    code = path.read_bytes()
+    assert code[:4] == b"\x7fELF"
+    (headers,) = struct.unpack_from("<Q", code, 0x20)
+    size, count = struct.unpack_from("<HH", code, 0x36)
+    assert len(code) == headers + size * count  # the program headers come last
+    other = _cuda.compiled_file("silhouette", {"BLOCK": "128"}, 90)
+    assert other != path
+    monkeypatch.setattr(_cuda, "_compile", lambda *_: pytest.fail("compiled again"))
+    assert _cuda.compiled_file("silhouette", {"BLOCK": "64"}, 90) == path
+
+
+def test_a_device_newer_than_the_compiler_gets_ptx_and_an_older_one_an_error(kept: Path) -> None:
+    assert _cuda.compiled_file("silhouette", {}, 999).suffix == ".ptx"
+    with pytest.raises(DeviceError, match=r"knows no such device; got compute capability 3\.5"):
+        _cuda.compiled_file("silhouette", {}, 35)
+    with pytest.raises(DeviceError, match="silhouette does not compile; got NVRTC"):
+        _cuda.compiled_file("silhouette", {"BLOCK": "no number"}, 90)
+    assert len(list(kept.iterdir())) == 1
+
+
+@pytest.mark.parametrize("name", [path.stem for path in _cuda.kernel_folder().glob("*.cu")])
+def test_subnormal_floats_stay_what_they_are(kept: Path, name: str) -> None:
+    text = _cuda.compiled_file(name, {}, 999).read_text()
+    assert ".entry" in text
+    assert ".ftz" not in text
 
 
 def test_a_machine_without_cupy_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
