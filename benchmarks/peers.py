@@ -125,8 +125,10 @@ def agreement(x: Tensor, measure: str, peer: Peer) -> dict[str, object]:
         row["lower"] = float((here < there * (1 - _SAME_OPTIMUM)).mean())
         row["higher"] = float((here > there * (1 + _SAME_OPTIMUM)).mean())
         gap = gap[torch.from_numpy(same)]
-    row["difference"] = float(gap.max()) if len(gap) else float("nan")
-    if row["difference"] > PARITY:
+        if not len(gap):
+            raise SystemExit(f"{measure}: no channel has the same clusters on both sides")
+    row["difference"] = float(gap.max())
+    if not row["difference"] <= PARITY:  # NaN is no parity
         raise SystemExit(f"{measure} differs by {row['difference']:g}: no parity, nothing to time")
     return row
 

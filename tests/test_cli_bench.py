@@ -42,6 +42,16 @@ def test_options_after_the_name_and_the_exit_status_are_the_benchmark_s(checkout
         (checkout / "given").unlink()
 
 
+def test_options_before_the_name_are_refused_not_dropped(checkout: Path) -> None:
+    (checkout / "two_words").mkdir()  # a folder is no suite
+    for option in (["--out", "x"], ["--json"], ["--quiet"]):
+        done = CliRunner().invoke(app, ["bench", *option, "two_words"])
+        assert done.exit_code == 2
+        assert "before the benchmark's name" in done.stderr
+    assert not (checkout / "given").exists()
+    assert CliRunner().invoke(app, ["bench", "two_words"]).exit_code == 3
+
+
 def test_listed_with_one_line_each(checkout: Path) -> None:
     done = CliRunner().invoke(app, ["bench", "--list"])
     assert done.output.split() == ["two_words", "Says", "what", "it", "was", "given."]

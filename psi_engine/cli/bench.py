@@ -30,7 +30,7 @@ class Bench(TyperCommand):
 
 def _is_name(what: str) -> bool:
     """A bare word, where no file has that name."""
-    return what.replace("-", "_").isidentifier() and not Path(what).exists()
+    return what.replace("-", "_").isidentifier() and not Path(what).is_file()
 
 
 @app.command(cls=Bench)
@@ -66,6 +66,12 @@ def bench(
                 fix="psi-engine bench --list names the benchmarks of a checkout",
             )
         elif _is_name(what):
+            if out or as_json or quiet:
+                raise InputError(
+                    "an option stands before the benchmark's name",
+                    expected=f"psi-engine bench {what} [its own options]",
+                    fix=f"psi-engine bench {what} --help names them",
+                )
             raise typer.Exit(benchmarks.run(what.replace("-", "_"), context.args))
         else:
             _suite(Path(what), out, as_json, quiet)

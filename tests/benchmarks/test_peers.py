@@ -59,5 +59,9 @@ def test_sums_of_squares_tell_optima_apart(monkeypatch):
 def test_no_parity_stops_before_the_clock(monkeypatch):
     broken = {"clarity": peers.Peer(lambda x: x[:, 0, 0], lambda x: x[:, 0, 0] + 2e-5)}
     monkeypatch.setattr(peers, "peers", lambda: broken)
+    sizes = ["--channels", "2", "--patches", "4", "--dim", "3", "--rounds", "1"]
     with pytest.raises(SystemExit, match=r"clarity differs by 2\.\d*e-05"):
-        peers.main(["--channels", "2", "--patches", "4", "--dim", "3", "--rounds", "1"])
+        peers.main(sizes)
+    broken["clarity"] = peers.Peer(lambda x: x[:, 0, 0], lambda x: x[:, 0, 0] * torch.nan)
+    with pytest.raises(SystemExit, match="clarity differs by nan"):
+        peers.main(sizes)

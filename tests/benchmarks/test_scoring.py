@@ -41,12 +41,13 @@ def test_the_same_assignments_give_the_same_scores(route, null):
     assert abs(found.null_above) < 0.1
 
 
+@pytest.mark.parametrize("wrong", [1e-5, np.nan])
 @pytest.mark.parametrize("part", "sqd")
-def test_a_disagreement_stops_the_benchmark(scorer, monkeypatch, part):
+def test_a_disagreement_stops_the_benchmark(scorer, monkeypatch, part, wrong):
     class Wrong(scoring.Scorer):
         def run(self, *arguments, **options):
             scores = super().run(*arguments, **options)
-            getattr(scores, part)[0] += 1e-5
+            getattr(scores, part)[0] += wrong
             return scores
 
     with pytest.raises(SystemExit, match="disagree"):
