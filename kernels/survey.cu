@@ -322,13 +322,23 @@ survey(const X_T* __restrict__ x, long long stride_b, long long stride_c, long l
     int* place = reinterpret_cast<int*>(staged + CAPACITY);
     unsigned* histogram = reinterpret_cast<unsigned*>(place + CAPACITY);
     u64* shown = reinterpret_cast<u64*>(histogram + kDigits);
-    for (int e = warp; e < 2 * kTile; e += kWarps) {
+    // A lane asks for one count: one after the other they would cost more than the batch's reading.
+    const auto survivors = [&](int e) {
         const int end = e / kTile, c = first + e % kTile;
+        const bool wanted = e < 2 * kTile && c < channels && buffer(end).k > 0;
+        return wanted ? counts[static_cast<long long>(end) * channels + c] : 0u;
+    };
+    const auto many = [&](unsigned n) { return n > kFew || (!per_image && n > places); };
+    static_assert(2 * kTile <= BLOCK, "a lane has one channel and end");
+    const unsigned own_count = survivors(warp + lane * kWarps);
+    const bool busy = many(own_count);
+    unsigned left = __ballot_sync(kAll, own_count != 0 && !busy);
+    for (; left != 0; left &= left - 1) {
+        const int from_lane = __ffs(static_cast<int>(left)) - 1;
+        const unsigned n = __shfl_sync(kAll, own_count, from_lane);
+        const int e = warp + from_lane * kWarps, end = e / kTile, c = first + e % kTile;
         const Buffer kept = buffer(end);
-        if (c >= channels || kept.k == 0) continue;
         const Channel from = channel(end, c);
-        const unsigned n = *from.count;
-        if (n == 0 || n > kFew || (!per_image && n > places)) continue;
         u64* few = staged + warp * kFew;
         unsigned found = 0;
         for (unsigned i = 0; i < (per_image ? places : n); i += 32) {
@@ -339,25 +349,29 @@ survey(const X_T* __restrict__ x, long long stride_b, long long stride_c, long l
         }
         merge<32>(few, place + warp * kFew, n, kept, c, image_ids, sites, lane);
     }
-    __syncthreads();
-    for (int e = 0; e < 2 * kTile; ++e) {
-        const int end = e / kTile, c = first + e % kTile;
-        const Buffer kept = buffer(end);
-        if (c >= channels || kept.k == 0) continue;
-        const Channel from = channel(end, c);
-        const unsigned n = *from.count;
-        const bool again = !per_image && n > places;
-        if (n <= kFew && !again) continue;
-        const unsigned span =
-            again ? static_cast<unsigned>(batch) * sites : per_image ? places : n;
-        const Survivors all = {from, again, span};
-        const u64 reach =
-            n > CAPACITY ? threshold(all, static_cast<unsigned>(kept.k), histogram, shown) : 1;
-        unsigned* found = reinterpret_cast<unsigned*>(shown);
-        if (t == 0) *found = 0;
-        __syncthreads();
-        visit(all, reach, [=](u64 number) { staged[atomicAdd(found, 1u)] = number; });
-        __syncthreads();
-        merge<BLOCK>(staged, place, static_cast<int>(*found), kept, c, image_ids, sites, t);
+    if (!__syncthreads_or(busy)) return;
+    for (int base = 0; base < 2 * kTile; base += 32) {
+        const unsigned count = survivors(base + lane);  // every warp asks the same
+        unsigned open = __ballot_sync(kAll, many(count));
+        for (; open != 0; open &= open - 1) {
+            const int which = __ffs(static_cast<int>(open)) - 1;
+            const unsigned n = __shfl_sync(kAll, count, which);
+            const int end = (base + which) / kTile, c = first + (base + which) % kTile;
+            const Buffer kept = buffer(end);
+            const Channel from = channel(end, c);
+            const bool again = !per_image && n > places;
+            const unsigned span =
+                again ? static_cast<unsigned>(batch) * sites : per_image ? places : n;
+            const Survivors all = {from, again, span};
+            const u64 reach = n > CAPACITY ? threshold(all, static_cast<unsigned>(kept.k),
+                                                       histogram, shown)
+                                           : 1;
+            unsigned* found = reinterpret_cast<unsigned*>(shown);
+            if (t == 0) *found = 0;
+            __syncthreads();
+            visit(all, reach, [=](u64 number) { staged[atomicAdd(found, 1u)] = number; });
+            __syncthreads();
+            merge<BLOCK>(staged, place, static_cast<int>(*found), kept, c, image_ids, sites, t);
+        }
     }
 }

@@ -203,6 +203,22 @@ def test_many_channels(kernel, channels_last: bool, per_image: bool) -> None:
 
 @pytest.mark.races
 @pytest.mark.parametrize("per_image", [False, True])
+def test_few_and_many_survivors_side_by_side(kernel, per_image: bool) -> None:
+    """Channels that a warp merges beside some that take the whole block, at either end."""
+    x = torch.full((160, 70, 2), torch.nan)
+    for c in range(70):
+        images = 70 + c if per_image else (70 + c) // 2
+        x[:images, c] = values(images, 1, 2, "ties", c)[:, 0]
+    x[:, 5], x[2:, 6] = torch.nan, torch.nan
+    x = laid_out(x, True)
+    how = op.plan(x, 3, per_image, 1)
+    assert how.tiles == 2
+    assert 70 < min(how.places, op._CAPACITY // 8) < 70 + 63
+    check(kernel, [x], 3, 2, per_image)
+
+
+@pytest.mark.races
+@pytest.mark.parametrize("per_image", [False, True])
 def test_the_cut_and_the_layout_change_no_bit(kernel, per_image: bool) -> None:
     """Images of several parts, in one block or many, one read or several at a time."""
     x = values(3, 4, 196, "broken", 1)
