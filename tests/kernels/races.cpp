@@ -4,9 +4,10 @@
 // The kernel is compiled with -fsanitize=thread, whose calls before every load and store end here
 // instead of in its own runtime (it knows no fibres and no CUDA barriers). Two accesses are ordered
 // if a barrier of the block lies between them or, within a warp, one of the warp. Blocks are never
-// ordered, except that one block's accesses before a __threadfence and an atomic come before
-// another block's after its own later atomic (the last block takes the others' results). Atomics do
-// not race with each other. Writing the value that is there already is no race: flags are set so.
+// ordered, except by an atomic of each on one address (the last block takes the others' results):
+// what the first did before its atomic, in that thread or before a barrier, and before a
+// __threadfence of its own thread or of the atomic's, comes before what the second does after its
+// atomic, in that thread or after a barrier. Atomics do not race with each other. Writing the value that is there already is no race: flags are set so.
 // It sees what happened, not what might have: the shapes of the tests decide what is covered.
 #include <dlfcn.h>
 
@@ -25,6 +26,7 @@ constexpr uint16_t kNobody = 0xffff;
 struct Access {
     uint32_t epoch = 0;  // of the block; see Now
     uint32_t turn = 0;   // barriers that its warp had passed
+    uint32_t fences = 0;  // that its thread had passed
     uint16_t thread = kNobody;
     int32_t block = -1;
     const void* from = nullptr;
@@ -53,11 +55,17 @@ struct Claim {  // a write over another's: a race unless the value stays
     Access first, second;
 };
 
-// What a block did for others to see: its accesses before `epoch`, and thread `releaser`'s own.
+// An atomic on global memory after fences: what of its block others may see.
+struct Release {
+    uint32_t epoch, fence_epoch;  // of the atomic; of its thread's last fence
+    uint16_t thread;
+    std::vector<uint32_t> fences;  // that each thread of the block had passed
+};
+
 struct Block {
-    uint32_t epoch = 0;
-    uint16_t releaser = kNobody;
-    bool fenced = false, acquired = false;
+    std::vector<uint32_t> fences, fence_epochs;
+    std::unordered_map<uintptr_t, Release> releases;  // by address
+    std::unordered_map<uintptr_t, Access> acquires;   // the first atomic on each address
 };
 
 std::unordered_map<uintptr_t, std::unique_ptr<Page>> pages;
@@ -96,8 +104,17 @@ void tell(const Access& a, const Access& b, const void* at, const char* what) {
 bool ordered(const Access& a, const Access& now) {
     if (a.epoch < launch_epoch || a.thread == kNobody) return true;
     if (a.block != now.block) {
-        const Block& other = blocks.find(a.block)->second;
-        return mine->acquired && (a.epoch < other.epoch || a.thread == other.releaser);
+        for (const auto& [place, release] : blocks.find(a.block)->second.releases) {
+            const auto acquire = mine->acquires.find(place);
+            if (acquire == mine->acquires.end()) continue;
+            const Access& seen = acquire->second;
+            const bool carried = seen.thread == now.thread || seen.epoch < now.epoch;
+            const bool before = a.thread == release.thread || a.epoch < release.epoch;
+            const bool fenced =
+                release.fences[a.thread] > a.fences || a.epoch < release.fence_epoch;
+            if (carried && before && fenced) return true;
+        }
+        return false;
     }
     if (a.epoch != now.epoch || a.thread == now.thread) return true;
     return a.thread / kWarp == now.thread / kWarp && a.turn != now.turn;
@@ -151,12 +168,17 @@ void note(Cell& cell, const Access& now, bool writes, bool atomic) {
     cell.read = now;
 }
 
+Access access_now(const void* from) {
+    return {epoch, turns[thread_ / kWarp], mine->fences[thread_], static_cast<uint16_t>(thread_),
+            block, from};
+}
+
 void access(void* where, size_t size, bool writes, bool atomic, const void* from) {
     if (!watching || found) return;
     if (!claims.empty()) settle();
     uintptr_t place = reinterpret_cast<uintptr_t>(where);
     if (place >= own_first && place < own_last) return;  // a stack of the shim
-    const Access now = {epoch, turns[thread_ / kWarp], static_cast<uint16_t>(thread_), block, from};
+    const Access now = access_now(from);
     const bool in_shared = place >= shared_first && place < shared_last;
     for (const uintptr_t last = place + size; place < last;) {
         const bool whole = place % 4 == 0 && last - place >= 4;
@@ -201,6 +223,8 @@ void races_launch(unsigned warps, void* shared, size_t bytes, void* own, size_t 
 void races_block(int number) {
     block = number;
     mine = &blocks[number];
+    mine->fences.assign(turns.size() * kWarp, 0);
+    mine->fence_epochs.assign(turns.size() * kWarp, 0);
     ++epoch;
 }
 void races_watch(unsigned thread) {
@@ -213,18 +237,18 @@ void races_rest() {
 }
 void races_warp_barrier(unsigned warp) { ++turns[warp]; }
 void races_block_barrier() { ++epoch; }
-void races_fence() { mine->fenced = true; }
+void races_fence() {
+    ++mine->fences[thread_];
+    mine->fence_epochs[thread_] = epoch;
+}
 int races_found() { return found; }
 void races_atomic(void* where, size_t size) {
     const uintptr_t place = reinterpret_cast<uintptr_t>(where);
     access(where, size, true, true, __builtin_return_address(0));
     if (watching && !(place >= shared_first && place < shared_last)) {
-        mine->acquired = true;
-        if (mine->fenced) {
-            mine->epoch = epoch;
-            mine->releaser = static_cast<uint16_t>(thread_);
-        }
-        mine->fenced = false;
+        mine->acquires.emplace(place, access_now(nullptr));
+        const auto thread = static_cast<uint16_t>(thread_);
+        mine->releases[place] = {epoch, mine->fence_epochs[thread], thread, mine->fences};
     }
 }
 

@@ -68,6 +68,34 @@ CASES = {
         "__syncthreads();",
         "",
     ),
+    "last block, told by another address": (
+        "out[64 + blockIdx.x * 64 + t] = t; __threadfence(); __syncthreads();"
+        "if (t == 0) {{ atomicAdd(out + 1 + blockIdx.x, 1); s[0] = {} ; }} __syncthreads();"
+        "if (blockIdx.x == 1) out[192 + t] = out[64 + t] + out[128 + t];",
+        "atomicAdd(out, 1)",
+        "1",
+    ),
+    "last block, the others do not wait for the atomic": (
+        "out[64 + blockIdx.x * 64 + t] = t; __threadfence(); __syncthreads();"
+        "if (t == 0) atomicAdd(out, 1); {}"
+        "if (blockIdx.x == 1) out[192 + t] = out[64 + t] + out[128 + t];",
+        "__syncthreads();",
+        "",
+    ),
+    "last block, one thread's fence before the barrier": (
+        "out[64 + blockIdx.x * 64 + t] = t; {} __syncthreads();"
+        "if (t == 0) s[0] = atomicAdd(out, 1); __syncthreads();"
+        "if (s[0] == 1) out[192 + t] = out[64 + t] + out[128 + t];",
+        "__threadfence();",
+        "if (t == 0) __threadfence();",
+    ),
+    "last block, one thread's fence after the barrier": (
+        "out[64 + blockIdx.x * 64 + t] = t; __syncthreads();"
+        "if (t == 0) {{ {} s[0] = atomicAdd(out, 1); }} __syncthreads();"
+        "if (s[0] == 1) out[192 + t] = out[64 + t] + out[128 + t];",
+        "__threadfence();",
+        "",
+    ),
 }
 
 
