@@ -49,7 +49,8 @@ def survey(
     image_ids : Tensor, int64 (batch,)
         Distinct, on x's device.
     top, bottom : Entries (channels, k)
-        Sorted; the bottom holds the top of −x. Width 0 = not wanted. The kernel works in place.
+        Sorted, contiguous; the bottom holds the top of −x. Width 0 = not wanted. The kernel
+        works in place.
     sites_per_group : int
         1 = every site for itself; the number of sites = only the best one of each image.
     fresh : bool
@@ -70,7 +71,8 @@ def survey(
     DeviceError
         The backend was named and cannot run here.
     InputError
-        The backend is numba.
+        The backend is numba, or the kernel would work on buffers or statistics that are not
+        contiguous.
     """
     if backend == "numba":
         raise InputError("survey has no numba path", expected="auto, torch or cuda")
@@ -223,13 +225,22 @@ def _launch(
     moments: Moments,
     per_image: bool,
 ) -> None:
+    for name, parts in (("top", top), ("bottom", bottom), ("moments", moments)):
+        for field, part in zip(parts._fields, parts, strict=True):
+            if not part.is_contiguous():  # the kernel gets no strides of it
+                raise InputError(
+                    f"the survey kernel works in place on {name}.{field}, which is not contiguous",
+                    got=f"shape {tuple(part.shape)}, strides {part.stride()}",
+                    expected="contiguous tensors",
+                    fix="pass what .contiguous() gives",
+                )
     k = max(top.keys.shape[1], bottom.keys.shape[1])
     how = plan(x, k, per_image, _cuda.processors(x.device))
     sizes = *x.shape, top.keys.shape[1], bottom.keys.shape[1], per_image
     arguments = (
         x,
         *(np.int64(stride) for stride in x.stride()),
-        image_ids,
+        image_ids.contiguous(),
         *top,
         *bottom,
         *moments,

@@ -111,7 +111,7 @@ def append(kept: Entries, new: Entries) -> Entries:
     Returns
     -------
     Entries
-        (channels, k): what :func:`merge` gives, for one sort instead of four.
+        (channels, k), contiguous: what :func:`merge` gives, for one sort instead of four.
     """
     k = kept.keys.shape[1]
     keys = torch.cat([kept.keys, new.keys], dim=1)
@@ -119,7 +119,7 @@ def append(kept: Entries, new: Entries) -> Entries:
     order = order[:, :k]
     sites = torch.cat([kept.sites, new.sites], dim=1).gather(1, order)
     values = torch.cat([kept.values, new.values], dim=1).gather(1, order)
-    return Entries(keys[:, :k], sites, values)
+    return Entries(keys[:, :k].contiguous(), sites, values)
 
 
 def ordered_bits(x: Tensor) -> Tensor:
