@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -32,6 +33,9 @@ PACKAGES = (
 
 SEEDINGS = 5
 """Seedings of psi-engine's solver: enough to match ten of the peers', see benchmarks.solver."""
+
+MEASURED = ("psi_engine", "kernels", "benchmarks/*.py")
+"""What a figure depends on: with changes in any of it, the commit alone tells too little."""
 
 RESULTS = Path("benchmarks/results")
 _HERE = Path(__file__).parent
@@ -155,7 +159,7 @@ def machine() -> dict[str, Any]:
 
     return {
         "commit": _git("rev-parse", "--short=12", "HEAD"),
-        "changed_since": bool(_git("status", "--porcelain", "--", "psi_engine", "kernels")),
+        "changed_since": bool(_git("status", "--porcelain", "--", *MEASURED)),
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -164,7 +168,7 @@ def machine() -> dict[str, Any]:
             name: value for name, value in sorted(os.environ.items()) if name.startswith("OMP_")
         },
         "load_before": list(os.getloadavg()),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
     }
@@ -202,10 +206,20 @@ def _name(value: Any) -> Any:
     return value.name if isinstance(value, Path) else value
 
 
+def _finite(value: Any) -> Any:
+    """The same with None for what is not finite: JSON knows neither NaN nor infinity."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 class Results:
     """Rows of one benchmark, printed as they come and written as ``NAME.csv`` and ``NAME.json``.
 
-    With ``keep`` both files are written again after every row: what is cut short keeps its rows.
+    With ``keep`` both files are written again after every row: what is cut short keeps its rows,
+    and ``finished`` in its facts is False. Numbers that are not finite are written as null.
     """
 
     def __init__(self, name: str, settings: Mapping[str, Any], keep: Path | None = None) -> None:
@@ -227,15 +241,16 @@ class Results:
                 flat[name] = value
         self.rows.append(flat)
         if self._keep:
-            self._save(self._keep)
+            self._save(self._keep, finished=False)
 
     def write(self, out: Path) -> None:
         """Write both files into a folder; the csv has every column that any row has."""
-        self._save(out)
+        self._save(out, finished=True)
         print(f"{self.name}: {self.facts['wall_seconds']} s, written to {out}")
 
-    def _save(self, out: Path) -> None:
+    def _save(self, out: Path, finished: bool) -> None:
         out.mkdir(parents=True, exist_ok=True)
+        self.facts["finished"] = finished
         self.facts["wall_seconds"] = round(time.perf_counter() - self._started, 1)
         self.facts["peak_bytes"] = peak_memory()  # of this process, not of those it started
         columns = list(dict.fromkeys(column for row in self.rows for column in row))
@@ -244,7 +259,8 @@ class Results:
             writer.writeheader()
             for row in self.rows:
                 writer.writerow({name: _rounded(value) for name, value in row.items()})
-        text = json.dumps({"facts": self.facts, "rows": self.rows}, indent=1, ensure_ascii=False)
+        written = _finite({"facts": self.facts, "rows": self.rows})
+        text = json.dumps(written, indent=1, ensure_ascii=False, allow_nan=False)
         (out / f"{self.name}.json").write_text(text + "\n", encoding="utf-8")
 
 

@@ -94,12 +94,11 @@ def main(arguments: Sequence[str] | None = None) -> Results:
     parser.add_argument("--widths", type=int, nargs="*", default=[1024, 8192])
     parser.add_argument("--lengths", type=int, nargs="*", default=[256, 2048])
     options = parser.parse_args(arguments)
-    results = Results("mining", vars(options) | {"k": K, "micro_batch": MICRO})
+    settings = vars(options) | {"k": K, "micro_batch": MICRO}
+    results = Results("mining", settings, keep=options.out)
     collectors = available()
     for side, images in zip(options.sides, options.images, strict=True):
         measure_speed(results, collectors, options, side, images)
-        if options.out:
-            results.write(options.out)
     for width in options.widths:
         for length in options.lengths:
             alone = {name: growth(name, width, length) for name in set(BARE.values())}
