@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.goals import AIMS
+from benchmarks.goals import aim_of
 from benchmarks.harness import Results, Work, interleave, spread
 from benchmarks.operations import PATCHES, Ceilings, failed, peak_mib, same
 from psi_engine.config import MineConfig
@@ -20,6 +20,9 @@ from psi_engine.types import ActivationShape
 BATCH = 128
 LAYERS = ((1024, 14), (2048, 7))
 """Channels and side of layer3 and layer4 of a ResNet-50 at 224 pixels."""
+
+DIFFERENT = 16
+"""Batches that are made; a sweep goes through them over and over."""
 
 SMALL = ((16, 4),)
 """To test this on a CPU."""
@@ -43,10 +46,11 @@ def mined(results: Results, options: argparse.Namespace) -> None:
             work = partial(take_in, maps, config, batches, device)
             turns = interleave({name: Work(work)}, max(1, options.rounds // 2))[name]
             seconds = spread([x.seconds for x in turns])
+            aim = aim_of({"what": name, "images": batches * BATCH}, vars(options))
             results.add(
                 what=name, dtype=str(dtype), images=batches * BATCH, seconds=seconds,
                 **ceilings.beside(seconds, moved, 0),
-                goal=AIMS[name].goal if name in AIMS else None,
+                goal=aim and aim.goal,
                 peak_mib=peak_mib(work, device),
             )  # fmt: skip
 
@@ -60,7 +64,7 @@ def batch_of_maps(device: str, dtype: torch.dtype) -> list[list[Tensor]]:
             .relu_().to(dtype).to(memory_format=torch.channels_last)
             for channels, side in (LAYERS if cuda else SMALL)
         ]
-        for _ in range(16 if cuda else 2)
+        for _ in range(DIFFERENT if cuda else 2)
     ]  # fmt: skip
 
 

@@ -31,6 +31,13 @@ def test_slopes_are_those_of_every_pair_in_the_upper_range():
     assert bent == pytest.approx(np.percentile([1, 2, 1.5], (20, 50, 80)))
 
 
+def test_the_most_memory_is_unknown_where_any_size_s_is():
+    assert curves.most_beyond([3, 0, 7]) == 7
+    assert curves.most_beyond([0]) == 0
+    assert curves.most_beyond([3, None]) is None
+    assert curves.most_beyond([]) is None
+
+
 def test_windows_are_channels_of_several_modes_in_little_memory():
     rows, labels = moving_windows(100_000, 6, 8)
     assert (rows.shape, labels.shape) == ((100_000, 6, 8), (100_000, 6))

@@ -1,6 +1,7 @@
 """The check for GPUs, on a CPU and small: every part runs, and a wrong kernel stops it."""
 
 import csv
+import json
 
 import pytest
 import torch
@@ -36,6 +37,22 @@ def test_operations_are_compared_and_written(tmp_path):
     share = float(row["flop_per_second"]) / ceilings["float64 product"]
     assert float(row["product_share"]) == pytest.approx(share, rel=1e-4)
     assert row["near"] == str(seconds <= 2 * float(row["floor"]))
+
+
+def test_a_floor_is_the_longer_of_its_two_times():
+    ceilings = operations.Ceilings.__new__(operations.Ceilings)
+    ceilings.rate = {"copy": 10.0, "float64 product": 100.0}
+    assert ceilings.floor(20.0, 100.0) == 2.0
+    assert ceilings.floor(20.0, 500.0) == 5.0
+    assert ceilings.floor(20.0, 0.0) == 2.0
+
+
+def test_small_sizes_have_no_goals_and_the_end_is_marked(tmp_path):
+    gpu.main([*SMALL[:-1], "1000", "--parts", "mining", "--out", str(tmp_path)])
+    written = json.loads((tmp_path / "gpu.json").read_text())
+    assert written["facts"]["finished"] is True
+    (goal,) = {x["goal"] for x in written["rows"] if x["what"] == "mining all images"}
+    assert goal is None
 
 
 def test_an_operation_that_breaks_becomes_a_row_and_the_rest_goes_on(monkeypatch):
