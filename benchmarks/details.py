@@ -5,31 +5,45 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.goals import AIMS, NEAR
-from benchmarks.pages import ABSENT, Result, exactly, markdown, middle, number, rows, seconds, taken
+from benchmarks.goals import AIMS, NEAR, STEEPEST, Aim, aim_of
+from benchmarks.pages import (
+    ABSENT,
+    Result,
+    exactly,
+    first,
+    markdown,
+    middle,
+    number,
+    rows,
+    seconds,
+    taken,
+)
 
 
 def scoring(result: Mapping[str, Any]) -> str:
     """Every null, part and route; ratios with their spread."""
     lines = []
+    every = result["facts"]["settings"]["channels"]
     for row in result["rows"]:
         if row["what"] == "agreement":
+            continue
+        if "seconds_p50" not in row:
             continue
         what = ", ".join(row["what"]) if row["what"] in ("SQD", "S", "Q", "D") else row["what"]
         null = f"`{row['null']}`" if row["null"] != "none" else ""
         times = middle(row, "times") if "times_p50" in row else ""
-        lines.append([null, what, row["route"], _how(row), middle(row, "seconds"), times])
+        lines.append([null, what, row["route"], _how(row, every), middle(row, "seconds"), times])
     return markdown(["null of S", "scores", "route", "", "seconds", "psi-engine's speed-up"], lines)
 
 
-def _how(row: Mapping[str, Any]) -> str:
-    """Processes, threads, and the channels that a slow route is scaled from."""
+def _how(row: Mapping[str, Any], every: int) -> str:
+    """Processes, threads, and the channels that seconds for every channel are scaled from."""
     counts = {"process": row.get("processes"), "thread": row.get("threads")}
     parts = [f"{n} {name}{'es' if name[-1] == 's' else 's'}" if n != 1 else f"1 {name}"
              for name, n in counts.items() if n]  # fmt: skip
     if row.get("processes", 1) > 1 and row.get("threads"):
         parts[-1] += " each"
-    if row.get("channels"):
+    if row.get("channels", every) != every:
         parts.append(f"scaled from {row['channels']}")
     return ", ".join(parts)
 
@@ -45,7 +59,10 @@ def agreement(result: Mapping[str, Any]) -> str:
         if "s" not in row:  # SemanticLens' measure; its own table has more of it
             continue
         apart = [f"{row[x]:.1e}" for x in "sqd"]
-        lines.append([f"`{row['null']}`", row["route"], *apart, f"{row['better']:.0%}"])
+        share = f"{row['better']:.0%}"
+        if "problems" in row:
+            share += f" of {row['problems']}"
+        lines.append([f"`{row['null']}`", row["route"], *apart, share])
     head = ["null of S", "route", "S apart", "Q apart", "D apart", "objective at least as good"]
     return markdown(head, lines)
 
@@ -85,24 +102,37 @@ def replicates(result: Mapping[str, Any]) -> str:
 
 
 def mining(result: Mapping[str, Any]) -> str:
-    """Images a second and the share of keeping; memory by channels and images."""
+    """CPU time, the shares that collecting adds to it; memory by channels and images."""
     lines = [
         [
             row["collector"], f"{row['side']} px, {row['images']} images",
-            middle(row, "images_per_second"), f"{row['keeping_p50']:.1%}",
+            number(1e3 * row["cpu_seconds_p50"] / row["images"]),
+            *(["", ""] if row["collector"] in LOOPS else
+              [middle(row, "keeping", percent), middle(row, "beyond", percent)]),
         ]
         for row in rows(result, what="speed")
     ]  # fmt: skip
-    text = markdown(["collector", "", "images/s", "keeping, of the forward pass"], lines)
+    text = markdown(["collector", "", "CPU ms an image", "in hooks", "whole call"], lines)
+    text += (
+        "\n*In hooks*: CPU time inside the collector's hooks over that outside them, in the same "
+        "call. *Whole call*: CPU time of a call over that of the same loop without a collector in "
+        "the same round, less one; it misses nothing and varies more, so that it can be below 0.\n"
+    )
     kept = rows(result, what="memory")
     sizes = list(dict.fromkeys((row["channels"], row["images"]) for row in kept))
     lines = []
     for name in dict.fromkeys(row["collector"] for row in kept):
         own = [row for row in kept if row["collector"] == name]
         mib = {(row["channels"], row["images"]): row["buffers_mib"] for row in own}
-        lines.append([name, *(f"{mib[size]:.0f} MiB" for size in sizes)])
+        cells = (f"{mib[size]:.0f} MiB" if size in mib else ABSENT for size in sizes)
+        lines.append([name, *cells])
     head = [f"{channels} channels, {images} images" for channels, images in sizes]
     return f"{text}\nWhat the process grows by:\n\n" + markdown(["collector", *head], lines)
+
+
+def percent(value: float) -> str:
+    """A share with one decimal."""
+    return f"{value:.1%}"
 
 
 def stages(result: Mapping[str, Any]) -> str:
@@ -120,14 +150,43 @@ def stages(result: Mapping[str, Any]) -> str:
 
 
 def peers(result: Mapping[str, Any]) -> str:
-    """The measures of the package semanticlens."""
-    lines = [
-        [row["measure"], row["source"], f"{row['difference']:.1e}", middle(row, "seconds"),
-         middle(row, "their_seconds"), middle(row, "times")]
-        for row in result["rows"]
+    """The measures of the package semanticlens; where 2-means stop elsewhere, how often."""
+    lines = []
+    for row in result["rows"]:
+        apart = row["difference"]
+        difference = ABSENT if apart is None else f"{apart:.1e}"
+        elsewhere = [""] * 3
+        if "differ" in row:
+            difference += ", same clusters only"
+            elsewhere = [f"{row[name]:.0%}" for name in ("differ", "lower", "higher")]
+        lines.append([row["measure"], row["source"], difference, *elsewhere,
+                      middle(row, "seconds"), middle(row, "their_seconds"), middle(row, "times")])  # fmt: skip  # noqa: E501
+    head = [
+        "measure", "data", "largest difference", "channels > 0.001 apart",
+        "sum of squares lower here", "higher here", "seconds", "semanticlens", "faster by",
     ]  # fmt: skip
-    head = ["measure", "data", "largest difference", "seconds", "semanticlens", "faster by"]
     return markdown(head, lines)
+
+
+def stability(result: Mapping[str, Any]) -> str:
+    """Change of z between two seeds; bounds that some channels miss are told."""
+    about, lines = result["facts"]["settings"], []
+    for row in result["rows"]:
+        within = row["within"]
+        missed = round((1 - within) * row["channels"])
+        lines.append([
+            row["component"].upper(), f"`{row['null']}`", row["size"].replace("|", "\\|"),
+            f"{row['channels']}", "all" if within == 1 else f"{within:.1%}: **{missed} missed**",
+            f"{row['same_raw']:.1%}",
+            *(number(row[f"change_{x}"]) for x in ("p50", "p95", "max")),
+            number(row["deviations_max"]),
+        ])  # fmt: skip
+    head = [
+        "component", "null", "size of z", "channels", "within the bound", "same observed value",
+        "change, median", "95th percentile", "largest", "largest, in standard deviations",
+    ]  # fmt: skip
+    text = f"M = {about['replicates']}, generated embeddings of {about['dim']} dimensions.\n\n"
+    return text + markdown(head, lines)
 
 
 def search(result: Mapping[str, Any]) -> str:
@@ -142,7 +201,7 @@ def search(result: Mapping[str, Any]) -> str:
 
 
 def curves(result: Mapping[str, Any]) -> str:
-    """Every curve's ends, its slope against what grows, and the memory it took."""
+    """Every curve's ends, its slope against what grows, the memory it took, and their bounds."""
     lines = []
     for row in rows(result, what="slope"):
         grows = row["curve"]
@@ -154,23 +213,45 @@ def curves(result: Mapping[str, Any]) -> str:
             f"{first[grows]:,} to {last[grows]:,} {grows}", ", ".join(others),
             ", ".join(row["parts"]), f"`{row['null']}`",
             f"{seconds(first['seconds_p50'])} to {seconds(last['seconds_p50'])}",
-            f"{middle(row, 'slope')} of {grows}{power}", f"{row['most_beyond_bytes'] >> 20} MiB",
+            f"{middle(row, 'slope')} of {grows}{power}",
+            f"{STEEPEST}, " + ("kept" if row["slope_p50"] <= STEEPEST else "**missed**"),
+            *_held([x["beyond_bytes"] for x in sizes], row.get("bound_bytes")),
         ])  # fmt: skip
-    head = ["what grows", "what stays", "scores", "null of S", "seconds", "slope", "memory"]
-    return markdown(head, lines)
+    head = [
+        "what grows", "what stays", "scores", "null of S", "seconds", "slope", "bound of slopes",
+        "memory", "bound of memory",
+    ]  # fmt: skip
+    return markdown(head, lines) + (
+        "\nSlopes: median of all pairs of sizes in the upper range, with the 20th and 80th "
+        "percentile over these pairs, not over rounds.\n"
+    )
+
+
+def _held(beyond: list[int | None], bound: int | None) -> list[str]:
+    """The most memory of any size and its bound; unknown where any size's is."""
+    known = [x for x in beyond if x is not None]
+    sure = len(known) == len(beyond)
+    limit = f"{bound >> 20} MiB" if bound else ""
+    if bound and (max(known, default=0) > bound or sure):
+        limit += ", kept" if max(known) <= bound else ", **missed**"
+    return [f"{max(known) >> 20} MiB" if sure else "unknown", limit]
 
 
 def kills(result: Mapping[str, Any]) -> str:
     """What twenty kills left behind."""
-    (end,) = rows(result, what="verdict")
-    (calm,) = rows(result, what="undisturbed")
+    end, calm = (first(result, what=name) for name in ("verdict", "undisturbed"))
+    if not (end and calm):
+        return f"\n*{ABSENT}: no verdict.*\n"
     head = ["kills", "in mining", "in embedding", "in scoring", "files that differ", "kills that lost more than the interval", "undisturbed run"]  # fmt: skip  # noqa: E501
     cells = [end["kills"], end["in_mine"], end["in_embed"], end["in_score"], end["different"], end["lost_too_much"]]  # fmt: skip  # noqa: E501
     return markdown(head, [[*(str(x) for x in cells), seconds(calm["seconds"])]])
 
 
+LOOPS = ("forward", "whole")
+"""Loops without a collector, that collectors are held against."""
+
 GPU_HEAD = (
-    "work", "by", "problems", "seconds", "floor", "of the floor", "within 2×", "GB/s", "TFLOP/s",
+    "work", "by", "size", "seconds", "floor", "of the floor", "within 2×", "GB/s", "TFLOP/s",
     "peak", "floor by arithmetic", "goal",
 )  # fmt: skip
 
@@ -179,33 +260,42 @@ def gpu(result: Result) -> str:
     """Every operation beside its floors and goals; the aims alone where nothing was measured."""
     if result is None:
         lines = [
-            [name, "", "", ABSENT, *[""] * 6, *_aims(name)]
-            for name in AIMS
+            [name, "", "", ABSENT, *[""] * 6, *_aims(aim)]
+            for name, aim in AIMS.items()
         ]  # fmt: skip
         return markdown(GPU_HEAD, lines)
-    lines = []
+    lines, settings = [], result["facts"]["settings"]
     for row in result["rows"]:
         if row.get("failed") or ("floor" not in row and row["what"] not in AIMS):
             continue
         floor, part = row.get("floor"), row.get("of_floor")
+        alone = "" if row.get("flop_per_second") else " (bytes alone)"
         lines.append([
             row["what"] + (f", {row['dtype']}" if "dtype" in row else ""), row.get("backend", ""),
-            str(row.get("problems", "")),
+            _size(row, settings),
             middle(row, "seconds", seconds) if "seconds_p50" in row else seconds(taken(row)),
-            seconds(floor) if floor else "", f"{part:.0%}" if floor else "",
+            seconds(floor) + alone if floor else "", f"{part:.0%}" if floor else "",
             ("yes" if part * NEAR >= 1 else "no") if floor else "",
             _rate(row, "bytes_per_second", 1e9, "copy_share"),
             _rate(row, "flop_per_second", 1e12, "product_share"),
             f"{row['peak_mib']:.0f} MiB" if row.get("peak_mib") is not None else "",
-            *_aims(row["what"]),
+            *_aims(aim_of(row, settings)),
         ])  # fmt: skip
     wrong = [row for row in result["rows"] if row.get("failed")]
     told = "".join(f"\n**{row['what']} failed**: {row['failed']}\n" for row in wrong)
     return markdown(GPU_HEAD, lines) + told
 
 
-def _aims(name: str) -> list[str]:
-    aim = AIMS.get(name)
+def _size(row: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """What a row was run on."""
+    if "problems" in row:
+        return f"{row['problems']:,}"
+    if row["what"].startswith(("run ", "mining", "top-K")):
+        return f"{row.get('images', settings['images']):,} images"
+    return f"{settings['channels']:,} channels"
+
+
+def _aims(aim: Aim | None) -> list[str]:
     return [exactly(x) if x else "" for x in (aim or (None, None))]
 
 
@@ -217,7 +307,7 @@ def profiles(result: Result) -> str:
     """Where the GPU's time went, by kernel."""
     found = rows(result, what="profile")
     if not found:
-        return f"\n*{ABSENT}: `python -m benchmarks.gpu` on a GPU does.*\n"
+        return f"\n*{ABSENT}: `python -m benchmarks.gpu --out benchmarks/results` on a GPU does.*\n"
     lines = [
         [
             row["of"],

@@ -36,7 +36,8 @@ Data = dict[str, Any]
 def wanted(held: Mapping[str, Result]) -> dict[str, Data]:
     """The data of every figure there are results for, by the figure's name."""
     makers = {"peers": ("scoring", peers), "curves": ("curves", curves)}
-    return {name: make(held[source]) for name, (source, make) in makers.items() if held[source]}
+    found = {name: make(held[source]) for name, (source, make) in makers.items()}
+    return {name: data for name, data in found.items() if data}
 
 
 def data_of(path: Path) -> Data:
@@ -106,7 +107,13 @@ def curves(result: Result) -> Data:
         line = f"{', '.join(row['parts'])}: {row['null']}"
         held = found.setdefault(row["curve"], {}).setdefault(line, [])
         beyond = row["beyond_bytes"]
-        held.append([row[row["curve"]], _round(row["seconds_p50"]), beyond and beyond >> 20])
+        held.append(
+            [
+                row[row["curve"]],
+                _round(row["seconds_p50"]),
+                None if beyond is None else beyond >> 20,
+            ]
+        )
     return found
 
 
@@ -129,7 +136,8 @@ def _draw_curves(data: Data) -> Any:
                 "linewidth": 1.2,
             }
             above.plot(sizes, seconds, label=line, **drawn)
-            below.plot(sizes, [max(x or 0, 1) for x in mib], **drawn)
+            known = [float("nan") if x is None else max(x, 1) for x in mib]  # unknown: no point
+            below.plot(sizes, known, **drawn)
         above.set_xscale("log")
         for panel in (above, below):
             panel.set_yscale("log")

@@ -40,33 +40,52 @@ def device(facts: Mapping[str, Any]) -> str:
     return f"{' '.join(name.split())}, {facts['cores']} cores"
 
 
+def threads(facts: Mapping[str, Any]) -> str:
+    """``, 1 thread`` where not all cores were used, by library where these differ; else nothing."""
+    counts = facts.get("threads") or {}
+    if device(facts) == facts["gpu"] or all(n == facts["cores"] for n in counts.values()):
+        return ""
+    told = {name: f"{n} thread" + "s" * (n != 1) for name, n in counts.items()}
+    if len(set(told.values())) == 1:
+        return ", " + next(iter(told.values()))
+    return ", " + ", ".join(f"{name} {text}" for name, text in told.items())
+
+
 def measured(facts: Mapping[str, Any]) -> str:
-    """Device and commit, for a cell."""
-    return f"{device(facts)}; {str(facts['commit'])[:7]}"
+    """Device, threads and commit, for a cell."""
+    commit, _, more = str(facts["commit"]).partition(" ")
+    changes = " with changes" if more or facts.get("changed_since") else ""
+    cut = "" if facts.get("finished", True) else ", cut short"
+    return f"{device(facts)}{threads(facts)}; {commit[:7]}{changes}{cut}"
 
 
 def origin(facts: Mapping[str, Any]) -> str:
-    """One line under a table: benchmark, device, commit, and what else was running."""
+    """Under a table: benchmark, commit, device, threads, rounds, what else ran, whether all ran."""
     commit = str(facts["commit"])
     if facts.get("changed_since"):
         commit += " with changes"
-    load = facts.get("load_before")
+    settings, load = facts["settings"], facts.get("load_before")
     busy = f"; load {load[0]:.1f} before it began" if load else ""
-    name = facts["benchmark"]
-    return f"\n`benchmarks.{name}` at {commit} on {device(facts)}{busy}.\n"
+    turns, most = settings.get("rounds"), "at most " if "patience" in settings else ""
+    rounds = f"; {most}{turns} round{'s' * (turns != 1)}" if turns else ""
+    cut = (
+        ""
+        if facts.get("finished", True)
+        else ("\n**Cut short**: the rows above came before the benchmark was stopped.\n")
+    )
+    where = f"{device(facts)}{threads(facts)}"
+    return f"\n`benchmarks.{facts['benchmark']}` at {commit} on {where}{rounds}{busy}.\n{cut}"
 
 
-def number(value: float, digits: int = 3) -> str:
-    """So many significant digits, no exponent: 2610, 16.2, 0.0715."""
-    if not math.isfinite(value):
+def number(value: float | None, digits: int = 3) -> str:
+    """So many significant digits, no exponent: 2610, 16.2, 0.0715, 0.100."""
+    if value is None or not math.isfinite(value):
         return "–"
     if value == 0:
         return "0"
-    shown = f"{float(f'{value:.{digits}g}'):.12f}".rstrip("0").rstrip(".")
-    if float(shown) == 0:
-        return f"{value:.1e}"
-    whole = len(shown.partition(".")[0].lstrip("-"))
-    return f"{value:.{max(digits - whole, 0)}f}" if abs(value) >= 1 and whole < digits else shown
+    shown = float(f"{value:.{digits - 1}e}")
+    power = math.floor(math.log10(abs(shown)))
+    return f"{shown:.1e}" if power < -12 else f"{shown:.{max(digits - 1 - power, 0)}f}"
 
 
 def seconds(value: float) -> str:
@@ -93,6 +112,11 @@ def rows(result: Result, **wanted: Any) -> list[Mapping[str, Any]]:
     if result is None:
         return []
     return [row for row in result["rows"] if all(row.get(x) == y for x, y in wanted.items())]
+
+
+def first(result: Result, **wanted: Any) -> Mapping[str, Any] | None:
+    """The first row that has these values; None in a result that was cut short before it."""
+    return next(iter(rows(result, **wanted)), None)
 
 
 def whole(gpu: Result, name: str) -> Mapping[str, Any] | None:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.tables [--check]
 
-Writes what stands between the marks of README.md and docs/speed.md, and the figures
+Writes what stands between the marks of README.md and two pages of docs, and the figures
 ``docs/assets/speed-*.svg``. What has no results yet says "not measured". ``--check`` writes
 nothing, says what differs, and ends with 1 if anything does.
 """
@@ -22,12 +22,14 @@ from benchmarks.pages import ABSENT, Result, blocks, filled, origin
 
 PROJECT = Path(__file__).parents[1]
 RESULTS = PROJECT / "benchmarks/results"
-PAGES = ("README.md", "docs/speed.md")
+PAGES = ("README.md", "docs/speed.md", "docs/calibration.md")
 FIGURES = "docs/assets"
 NAMES = (
     "scoring", "solver", "replicates", "curves", "peers", "mining", "stages", "kills", "search",
-    "gpu",
+    "stability", "gpu",
 )  # fmt: skip
+POSITIONAL = {"stages": " RUN"}
+"""What a benchmark must be told beside its options."""
 
 
 def read(folder: Path) -> dict[str, Result]:
@@ -55,6 +57,7 @@ def made(held: Mapping[str, Result]) -> dict[str, Callable[[], str]]:
         "curves": ("curves", details.curves),
         "stages": ("stages", details.stages),
         "kills": ("kills", details.kills),
+        "stability": ("stability", details.stability),
     }
     makers: dict[str, Callable[[], str]] = {
         name: partial(_told, held[source], name, source, table)
@@ -73,7 +76,8 @@ def _told(
 ) -> str:
     """A table with its figure and its origin, or what to run for one."""
     if result is None:
-        return f"\n*{ABSENT}: `python -m benchmarks.{source} --out benchmarks/results` does.*\n"
+        command = f"python -m benchmarks.{source}{POSITIONAL.get(source, '')}"
+        return f"\n*{ABSENT}: `{command} --out benchmarks/results` does.*\n"
     shown = figures.SHOWN.get(block)
     picture = f"\n![{shown[0]}](assets/speed-{shown[1]}.svg)\n" if shown else ""
     return table(result) + picture + origin(result["facts"])

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import json
+import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,7 @@ from benchmarks import figures, goals, tables
 from benchmarks.details import gpu as gpu_table
 from benchmarks.harness import Spread
 from benchmarks.overview import overview
-from benchmarks.pages import blocks, device, filled, number, seconds
+from benchmarks.pages import blocks, device, filled, measured, number, origin, seconds
 
 PROJECT = tables.PROJECT
 
@@ -100,9 +104,12 @@ def test_the_check_says_what_differs(copy: Path, monkeypatch: Any, capsys: Any) 
     assert tables.main(["--check"]) == 0
 
 
+GPU_SIZE = {"device": "cuda", "channels": 3072, "images": 100_000}
+
+
 def _gpu(**facts: Any) -> dict[str, Any]:
     about = {
-        "benchmark": "gpu", "settings": {"device": "cuda"}, "gpu": "NVIDIA H200", "commit": "abc",
+        "benchmark": "gpu", "settings": GPU_SIZE, "gpu": "NVIDIA H200", "commit": "abc",
         "cpu": "x", "cores": 16,
     } | facts  # fmt: skip
     work = {
@@ -117,7 +124,15 @@ def test_a_gpu_s_figures_stand_beside_floors_and_goals() -> None:
     held = dict.fromkeys(tables.NAMES) | {"gpu": _gpu()}
     text = gpu_table(held["gpu"])
     (line,) = [x for x in text.splitlines() if x.startswith("| S, M = 1000")]
-    for part in ("500 ms [400 ms, 600 ms]", "200 ms", "40%", "no", "2000 (50%)", "120 ms", "1 s"):
+    for part in (
+        "500 ms [400 ms, 600 ms]",
+        "200 ms (bytes alone)",
+        "40%",
+        "no",
+        "2000 (50%)",
+        "120 ms",
+        "1 s",
+    ):
         assert f"| {part} |" in line, part
     assert "**Q, M = 1000 failed**: other bits" in text
     (line,) = [x for x in overview(held).splitlines() if "S of 3072 channels, M = 1000" in x]
@@ -174,11 +189,18 @@ def test_curves_show_their_ends_their_slope_and_memory(tmp_path: Path) -> None:
         | _spread("seconds", n / 1e3)
         for n, held in ((20, None), (100, 9 << 20))
     ]  # fmt: skip
-    slope = about | {"what": "slope", "power": 2, "most_beyond_bytes": 9 << 20}
+    slope = about | {"what": "slope", "power": 2, "bound_bytes": 8 << 20}
     held = dict.fromkeys(tables.NAMES) | {"curves": _about(*sizes, slope | _spread("slope", 0.5))}
     text = tables.made(held)["curves"]()
     assert "| 20 to 100 patches | 8 channels, 20 draws | S, Q | `a` | 20.0 ms to 100 ms |" in text
-    assert "of patches² | 9 MiB |" in text
+    assert "of patches² | 1.1, kept | unknown | 8 MiB, **missed** |" in text
+    known = sizes[0] | {"beyond_bytes": 0}
+    for first, most, bound in ((known, "9 MiB", 8), (known, "9 MiB", 9), (sizes[0], "unknown", 9)):
+        rows = (first, sizes[1], slope | {"bound_bytes": bound << 20} | _spread("slope", 1.2))
+        text = tables.made(held | {"curves": _about(*rows)})["curves"]()
+        verdict = "" if most == "unknown" else ", **missed**" if bound == 8 else ", kept"
+        assert f"| 1.1, **missed** | {most} | {bound} MiB{verdict} |" in text
+    assert "over these pairs, not over rounds" in text
     (data,) = figures.wanted(held).values()
     assert data == {"patches": {"S, Q: a": [[20, 0.02, None], [100, 0.1, 9]]}}
     path = tmp_path / "curves.svg"
@@ -197,8 +219,11 @@ def test_stages_stand_beside_their_networks() -> None:
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [(2609.5, "2610"), (16.197, "16.2"), (0.07146, "0.0715"), (1.0, "1.00"), (float("nan"), "–")],
-)
+    [
+        (2609.5, "2610"), (16.197, "16.2"), (0.07146, "0.0715"), (1.0, "1.00"), (0.1, "0.100"),
+        (0.9999, "1.00"), (-0.2299, "-0.230"), (0.0, "0"), (float("nan"), "–"), (None, "–"),
+    ],
+)  # fmt: skip
 def test_numbers_have_three_digits(value: float, shown: str) -> None:
     assert number(value) == shown
 
@@ -211,6 +236,59 @@ def test_devices_are_named_plainly() -> None:
     facts = {"settings": {}, "cpu": "Intel(R) Xeon(R) Processor @ 2.50GHz", "cores": 2, "gpu": "G"}
     assert device(facts) == "Intel Xeon 2.50GHz, 2 cores"
     assert device(facts | {"settings": {"device": "cuda:0"}}) == "G"
+
+
+def test_threads_changes_and_what_was_cut_short_are_told() -> None:
+    facts = FACTS | {"threads": {"torch": 1, "numba": 1}, "changed_since": True}
+    assert measured(facts) == "C, 2 cores, 1 thread; abc with changes"
+    assert measured(FACTS | {"threads": {"torch": 2, "numba": 2}}) == "C, 2 cores; abc"
+    facts = FACTS | {"threads": {"torch": 1, "numba": 2}, "commit": "abc with x", "finished": False}
+    where = "C, 2 cores, torch 1 thread, numba 2 threads"
+    assert measured(facts) == f"{where}; abc with changes, cut short"
+    settings = {"rounds": 2}
+    text = origin(facts | {"settings": settings})
+    assert f"on {where}; 2 rounds." in text
+    assert "**Cut short**" in text
+    facts = FACTS | {"finished": True, "settings": settings | {"patience": 3.0}}
+    assert "2 cores; at most 2 rounds.\n" in origin(facts)
+    assert "Cut short" not in origin(facts) + origin(FACTS)
+
+
+@pytest.mark.parametrize("name", tables.NAMES)
+def test_what_was_cut_short_anywhere_still_makes_its_pages(name: str) -> None:
+    whole = tables.read(tables.RESULTS)[name]
+    if whole is None:
+        pytest.skip("no results yet")
+    for count in range(len(whole["rows"])):
+        facts = whole["facts"] | {"finished": False}
+        part = {"facts": facts, "rows": whole["rows"][:count]}
+        held = dict.fromkeys(tables.NAMES) | {name: part}
+        told = [make() for make in tables.made(held).values()]
+        assert any("**Cut short**" in text for text in told)
+        assert all(figures.wanted(held).values())
+
+
+def _ends(parse: Any, taken: list[Any]) -> Any:
+    def parsed(*given: Any) -> Any:
+        taken.append(parse(*given))
+        raise KeyboardInterrupt
+
+    return parsed
+
+
+def test_every_command_of_the_pages_is_one_that_its_benchmark_takes(monkeypatch: Any) -> None:
+    texts = [(PROJECT / page).read_text(encoding="utf-8") for page in tables.PAGES]
+    texts += [make() for make in tables.made(dict.fromkeys(tables.NAMES)).values()]
+    commands = set(re.findall(r"`python -m (benchmarks\.\w+)([^`]*)`", "\n".join(texts)))
+    assert {f"benchmarks.{x}" for x in tables.NAMES} <= {name for name, _ in commands}
+    parse = argparse.ArgumentParser.parse_args
+    for name, options in commands:
+        taken: list[Any] = []
+        monkeypatch.setattr(sys, "argv", [name, *options.split()])
+        monkeypatch.setattr(argparse.ArgumentParser, "parse_args", _ends(parse, taken))
+        with pytest.raises(KeyboardInterrupt):
+            importlib.import_module(name).main()
+        assert len(taken) == 1, (name, options)
 
 
 def test_marks_that_nothing_fills_are_an_error() -> None:
