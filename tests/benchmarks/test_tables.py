@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks import figures, goals, tables
@@ -208,6 +209,15 @@ def test_curves_show_their_ends_their_slope_and_memory(tmp_path: Path) -> None:
     first = path.read_bytes()
     figures.draw("curves", data, path)
     assert (figures.data_of(path), path.read_bytes()) == (data, first)
+
+
+def test_unknown_memory_has_no_point() -> None:
+    from matplotlib import pyplot
+
+    made = figures._draw_curves({"draws": {"S: a": [[20, 0.1, None], [200, 1.0, 0], [300, 2, 9]]}})
+    (line,) = made.axes[1].lines
+    assert np.asarray(line.get_ydata(), float) == pytest.approx([np.nan, 1, 9], nan_ok=True)
+    pyplot.close(made)
 
 
 def test_stages_stand_beside_their_networks() -> None:
