@@ -48,7 +48,8 @@ __device__ unsigned warp_max(unsigned value) {
 }
 
 // The smallest tag among the lanes with the greatest value. Values are at least 0, where the order
-// of the bits is that of the numbers; a lane that has none to offer says 0 and kNone.
+// of the bits is that of the numbers; a lane that has none to offer says kNone and a value that no
+// lane's offer is below: another tag wins where they are equal.
 __device__ unsigned warp_best(double value, unsigned tag) {
     const unsigned long long bits = static_cast<unsigned long long>(__double_as_longlong(value));
     const unsigned high = static_cast<unsigned>(bits >> 32), low = static_cast<unsigned>(bits);

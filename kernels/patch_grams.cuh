@@ -10,9 +10,9 @@
 namespace {
 
 constexpr int kThreads = WARPS * 32;
-constexpr double kCosine = 16777216.0;           // 2^24, 1 / exact.GRID
-constexpr double kProduct = 134217728.0;         // 2^27, 1 / rotated_grams.PRODUCT_GRID
-constexpr double kTiny = 9.313225746154785e-10;  // 2^-30, rotated_grams.TINY
+
+#if ROTATED || POOLED
+constexpr double kCosine = 16777216.0;  // 2^24, 1 / exact.GRID
 
 __device__ int smaller(int a, int b) { return a < b ? a : b; }
 
@@ -42,6 +42,7 @@ __device__ __forceinline__ void accumulate(double (&sum)[R][C], const double* le
         }
     }
 }
+#endif
 
 #if POOLED
 constexpr int kSide = 4;  // of a thread's tile
@@ -95,6 +96,8 @@ __device__ bool multiply(const float* rows, const long long* members, int dim, d
 }
 #elif ROTATED
 constexpr int kRows = 3, kColumns = 6;  // of a thread's tile; _cuda_separability.TILE
+constexpr double kProduct = 134217728.0;         // 2^27, 1 / rotated_grams.PRODUCT_GRID
+constexpr double kTiny = 9.313225746154785e-10;  // 2^-30, rotated_grams.TINY
 
 // Lines [from, from + wide) of the rotation, unless they stand in the slice already.
 __device__ void hold(const double* turned, double* slice, int m, int from, int wide, int& held) {
