@@ -31,15 +31,19 @@ TILE = 3
 
 _RESERVED = 1 << 10  # bytes of shared memory that the driver takes for each block
 _MOST_BLOCKS = 1 << 16
-_BLOCKS_PER_PROCESSOR = 4  # where the Gram matrix lies in global memory
 
 
 class Launch(NamedTuple):
-    """How the kernel runs: warps, dynamic shared bytes, where the Gram matrix lies."""
+    """How the kernel runs.
+
+    warps, shared_bytes : of a block, the memory dynamic. tiled : whether the Gram matrix lies in
+    shared memory. blocks : how many a multiprocessor holds at once.
+    """
 
     warps: int
     shared_bytes: int
     tiled: bool
+    blocks: int
 
 
 def shared_bytes(patches: int, warps: int, tiled: bool) -> int:
@@ -70,10 +74,19 @@ def plan(patches: int, shared_limit: int, starts: int, kind: Kind = "given") -> 
             at_work = blocks * starts / -(-starts // warps)
             worth = (at_work, min(warps, starts), -warps)
             if worth > most:
-                best, most = Launch(warps, needed, tiled), worth
+                best, most = Launch(warps, needed, tiled, blocks), worth
         if best is not None:
             return best
     return None
+
+
+def carveout(how: Launch, shared_limit: int) -> int:
+    """Percentage of a multiprocessor's shared memory that the blocks of the plan take.
+
+    The rest stays a cache. Left to itself, the driver may give less to shared memory than all of
+    the blocks need.
+    """
+    return -(-100 * how.blocks * (how.shared_bytes + _RESERVED) // (shared_limit + _RESERVED))
 
 
 def kernel_defines(how: Launch, dtype: torch.dtype, kind: Kind) -> dict[str, str]:
@@ -162,13 +175,13 @@ def _launch(
     kind: Kind,
 ) -> tuple[Tensor, Tensor, Tensor]:
     device, n, labels = example.device, len(keys), kind == "given"
-    how = plan(patches, _cuda.shared_memory_limit(device), restarts, kind)
+    limit = _cuda.shared_memory_limit(device)
+    how = plan(patches, limit, restarts, kind)
     assert how is not None  # unsupported_reason has asked
     grid = min(n, _MOST_BLOCKS)
     workspace: object = np.uintp(0)
-    if not how.tiled:
-        processors = torch.cuda.get_device_properties(device).multi_processor_count
-        grid = min(n, _BLOCKS_PER_PROCESSOR * processors)
+    if not how.tiled:  # a block has one matrix there, for one set after the other
+        grid = min(n, how.blocks * _cuda.processors(device))
         workspace = torch.empty(grid * patches**2, dtype=torch.float64, device=device)
     score = torch.empty(n, dtype=torch.float64, device=device)
     n_clusters = torch.empty(n, dtype=torch.int64, device=device)
@@ -192,6 +205,8 @@ def _launch(
         np.float64(1 / scale),
     )
     function = _cuda.kernel("separability", kernel_defines(how, example.dtype, kind), device)
+    with torch.cuda.device(device):  # CuPy sets it on the current one
+        function.preferred_shared_memory_carveout = carveout(how, limit)
     _cuda.launch(function, grid, 32 * how.warps, arguments, how.shared_bytes, device)
     if bool(bad):
         raise bad_gram()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -137,7 +139,7 @@ def test_has_the_bits_of_torch(run, patches: int) -> None:
 
 @pytest.mark.parametrize("warps", [1, 8])
 def test_any_number_of_warps_keeps_the_best_start(run, warps: int) -> None:
-    how = cuda.Launch(warps, cuda.shared_bytes(20, warps, True), True)
+    how = cuda.Launch(warps, cuda.shared_bytes(20, warps, True), True, 1)
     check(run, grams_of(2, 20), how=how, restarts=7)
 
 
@@ -245,7 +247,7 @@ def test_rotated_sets_have_the_bits_of_the_two_steps(run, patches, shift, restar
 @pytest.mark.parametrize(("patches", "warps"), [(60, 1), (96, 1)])
 def test_rotations_in_slices_and_panels(run, patches: int, warps: int) -> None:
     """More outputs than threads hold at once, a rotation larger than the warps' place."""
-    how = cuda.Launch(warps, cuda.shared_bytes(patches, warps, True), True)
+    how = cuda.Launch(warps, cuda.shared_bytes(patches, warps, True), True, 1)
     sets = (*rotated_sets(1, patches, 1), 0.0, keys_of(1)[None])
     found, bad = rotated(run, *sets, how=how, restarts=1)
     assert not bad
@@ -274,7 +276,7 @@ def test_sets_of_a_pool_have_the_bits_of_their_grams(run, patches, dim, tiled) -
     )
     indices[0, :2] = torch.tensor([3, 7])
     warps = 5 if tiled else 1
-    how = cuda.Launch(warps, cuda.shared_bytes(patches, warps, tiled), tiled)
+    how = cuda.Launch(warps, cuda.shared_bytes(patches, warps, tiled), tiled, 1)
     found, bad = pooled(run, rows, indices, how)
     assert not bad
     want = op.pooled_separability(rows, indices, keys_of(3), restarts=2, backend="torch")
@@ -298,7 +300,47 @@ def test_the_plan_keeps_a_processor_busy(patches: int, starts: int, blocks: int)
     how = cuda.plan(patches, HOPPER_SHARED, starts)
     assert how.warps == 5
     assert how.shared_bytes == cuda.shared_bytes(patches, 5, True)
-    assert min((HOPPER_SHARED + 1024) // (how.shared_bytes + 1024), 20 // 5) == blocks
+    assert min((HOPPER_SHARED + 1024) // (how.shared_bytes + 1024), 20 // 5) == how.blocks == blocks
+
+
+@pytest.mark.parametrize(
+    ("patches", "starts"), [(4, 5), (50, 5), (50, 1), (80, 5), (161, 5), (200, 5)]
+)
+def test_the_shared_memory_reserved_holds_the_plan_and_no_block_more(
+    patches: int, starts: int
+) -> None:
+    how = cuda.plan(patches, HOPPER_SHARED, starts)
+    there = HOPPER_SHARED + 1024
+    reserved = cuda.carveout(how, HOPPER_SHARED) * there / 100
+    needed = how.blocks * (how.shared_bytes + 1024)
+    assert needed <= reserved <= there
+    assert reserved - needed < there / 100
+
+
+@pytest.mark.parametrize(("patches", "sets"), [(4, 7), (4, 70_000), (200, 7), (200, 1100)])
+def test_the_launch_has_the_blocks_of_the_plan(
+    monkeypatch: pytest.MonkeyPatch, patches: int, sets: int
+) -> None:
+    """With the Gram matrix in global memory as many as run at once; each has a place for one."""
+    launches, function = [], SimpleNamespace()
+    monkeypatch.setattr(cuda._cuda, "kernel", lambda *_: function)
+    monkeypatch.setattr(cuda._cuda, "launch", lambda *given: launches.append(given))
+    monkeypatch.setattr(cuda._cuda, "shared_memory_limit", lambda device: HOPPER_SHARED)
+    monkeypatch.setattr(cuda._cuda, "processors", lambda device: 132)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    cuda.launch_given(torch.zeros(sets, patches, patches), keys_of(sets), 2, 5, None, 5)
+    ((_, grid, block, arguments, shared_bytes, _),) = launches
+    how = cuda.plan(patches, HOPPER_SHARED, 5)
+    assert (block, shared_bytes) == (32 * how.warps, how.shared_bytes)
+    assert function.preferred_shared_memory_carveout == cuda.carveout(how, HOPPER_SHARED)
+    workspace = arguments[5]
+    if how.tiled:
+        assert grid == min(sets, 1 << 16)
+        assert workspace == 0
+    else:
+        assert how.blocks == 8
+        assert grid == min(sets, 8 * 132)
+        assert workspace.shape == (grid * patches**2,)
 
 
 def test_where_the_plans_end() -> None:
