@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -136,13 +136,17 @@ def exact_float32(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    matmul = torch.backends.cuda.matmul
-    before = matmul.fp32_precision
-    matmul.fp32_precision = "ieee"
+    # Not cudnn.flags(allow_tf32=...): torch refuses to mix its older switches with these.
+    cudnn: Any = torch.backends.cudnn
+    places = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)
+    before = [place.fp32_precision for place in places]
+    flags = cudnn.enabled, cudnn.deterministic, cudnn.benchmark
     try:
-        with torch.backends.cudnn.flags(
-            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-        ):
-            yield
+        for place in places:
+            place.fp32_precision = "ieee"
+        cudnn.enabled, cudnn.deterministic, cudnn.benchmark = True, True, False
+        yield
     finally:
-        matmul.fp32_precision = before
+        for place, value in zip(places, before, strict=True):
+            place.fp32_precision = value
+        cudnn.enabled, cudnn.deterministic, cudnn.benchmark = flags

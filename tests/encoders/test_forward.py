@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from psi_engine.encoders import load_encoder
+from psi_engine.encoders.forward import exact_float32
 from psi_engine.errors import InputError
 from tests.encoders.tiny import (
     images,
@@ -80,6 +81,35 @@ def test_cuda_rows_equal_cpu_rows_and_do_not_depend_on_their_company() -> None:
     torch.testing.assert_close(rows[:8].cpu(), cpu, rtol=0, atol=1e-5)
     assert torch.equal(encoder.encode_images(x.flip(0)), rows.flip(0))
     assert torch.equal(encoder.encode_images(x[299:]), rows[299:])
+
+
+def test_switches_are_set_and_put_back_whoever_set_them_before() -> None:
+    """Also within each other, and where one library alone was told to leave TF32 out."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+
+    def switches() -> tuple[object, ...]:
+        precisions = (x.fp32_precision for x in (matmul, cudnn.conv, cudnn.rnn))
+        return *precisions, cudnn.enabled, cudnn.deterministic, cudnn.benchmark
+
+    before = switches()
+    exact = "ieee", "ieee", "ieee", True, True, False
+    device = torch.device("cuda")
+    for given in ("ieee", "tf32"):
+        try:
+            cudnn.conv.fp32_precision, cudnn.benchmark = given, True
+            outside = switches()
+            with exact_float32(device):
+                assert switches() == exact
+                with pytest.raises(ZeroDivisionError), exact_float32(device):
+                    assert switches() == exact
+                    1 / 0  # noqa: B018
+                assert switches() == exact
+            assert switches() == outside
+            with exact_float32(torch.device("cpu")):
+                assert switches() == outside
+        finally:
+            cudnn.conv.fp32_precision, cudnn.benchmark = before[1], before[5]
+    assert switches() == before
 
 
 @pytest.mark.parametrize(
