@@ -58,7 +58,7 @@ RUN: dict[str, dict[str, Any]] = {
 """What the run is made of; the small one tests this file."""
 
 NEEDED = ("pytest", "pytest_timeout", "hypothesis", "numba", "pooch", "open_clip", "ftfy", "PIL")
-TEST_SECONDS = 150
+TEST_SECONDS = 180
 
 
 def main(arguments: Sequence[str] | None = None) -> Results:
@@ -98,7 +98,9 @@ def tests(results: Results, options: argparse.Namespace) -> None:
         for x in sorted((PROJECT / "tests").rglob("test_*.py"))
         if "mark.gpu" in x.read_text()
     ]
-    command = [sys.executable, "-m", "pytest", "-v", "-m", "gpu", "--timeout=40", *files]
+    # The first test compiles loops for the CPU's side; warnings of other versions are no failures.
+    command = [sys.executable, "-m", "pytest", "-v", "-m", "gpu", "--timeout=90", "-W", "default"]
+    command += files
     started = time.perf_counter()
     log = (options.out or Path(tempfile.mkdtemp())) / "gpu-tests.log"
     log.parent.mkdir(parents=True, exist_ok=True)

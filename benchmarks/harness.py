@@ -17,10 +17,10 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -39,6 +39,9 @@ MEASURED = ("psi_engine", "kernels", "benchmarks/*.py")
 
 RESULTS = Path("benchmarks/results")
 _HERE = Path(__file__).parent
+
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 class Work(NamedTuple):
@@ -72,12 +75,12 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def interleave(
-    works: Mapping[str, Work], rounds: int, clock: Callable[[], float] = time.perf_counter
-) -> dict[str, list[Round]]:
+    works: Mapping[Name, Work], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[Name, list[Round]]:
     """Warm every work up, then let them take turns, in an order that reverses every round."""
     for work in works.values():
         (work.warm_up or work.run)()
-    taken: dict[str, list[Round]] = {name: [] for name in works}
+    taken: dict[Name, list[Round]] = {name: [] for name in works}
     for turn in range(rounds):
         for name in list(works)[:: -1 if turn % 2 else 1]:
             taken[name].append(timed(works[name].run, clock))
@@ -157,9 +160,11 @@ def machine() -> dict[str, Any]:
     import numba
     import torch
 
+    changes = _git("status", "--porcelain", "--", *MEASURED)
     return {
-        "commit": _git("rev-parse", "--short=12", "HEAD"),
-        "changed_since": bool(_git("status", "--porcelain", "--", *MEASURED)),
+        # a copy without its history is told its commit
+        "commit": _git("rev-parse", "--short=12", "HEAD") or os.environ.get("PSI_ENGINE_COMMIT"),
+        "changed_since": None if changes is None else bool(changes),
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

@@ -53,7 +53,7 @@ def threads(facts: Mapping[str, Any]) -> str:
 
 def measured(facts: Mapping[str, Any]) -> str:
     """Device, threads and commit, for a cell."""
-    commit, _, more = str(facts["commit"]).partition(" ")
+    commit, _, more = str(facts["commit"] or "unknown").partition(" ")
     changes = " with changes" if more or facts.get("changed_since") else ""
     cut = "" if facts.get("finished", True) else ", cut short"
     return f"{device(facts)}{threads(facts)}; {commit[:7]}{changes}{cut}"
@@ -61,7 +61,7 @@ def measured(facts: Mapping[str, Any]) -> str:
 
 def origin(facts: Mapping[str, Any]) -> str:
     """Under a table: benchmark, commit, device, threads, rounds, what else ran, whether all ran."""
-    commit = str(facts["commit"])
+    commit = str(facts["commit"] or "an unknown commit")
     if facts.get("changed_since"):
         commit += " with changes"
     settings, load = facts["settings"], facts.get("load_before")
