@@ -47,7 +47,8 @@ def _scores(result: Result) -> list[list[str]]:
     what = f"S, Q, D of {settings['channels']} channels, M = {draws}, null `{null}`"
     return [
         [
-            what, seconds(ours["seconds_p50"]), f"{route}: {seconds(row['seconds_p50'])}",
+            what, seconds(ours["seconds_p50"]),
+            f"{route}: {seconds(row['seconds_p50'])}, scaled from {row['channels']}",
             f"{number(row['times_p50'])}×", measured(result["facts"]),
         ]
         for route, row in found.items()
