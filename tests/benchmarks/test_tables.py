@@ -179,7 +179,7 @@ def test_a_peer_that_was_left_out_says_why_and_the_most_processes_count() -> Non
     assert "semanticlens" not in made["agreement"]()
     assert "| 2 processes, 1 thread each, scaled from 2 | 50.0 [50.0, 50.0] |" in made["scoring"]()
     (line,) = [x for x in made["overview"]().splitlines() if "p: " in x]
-    assert "| 2.00 s | p: 50.0 s | 25.0× |" in line
+    assert "| 2.00 s | p: 50.0 s, scaled from 2 | 25.0× |" in line
     assert figures.wanted(held) == {"peers": {"a": {"psi-engine": 2.0, "p": 50.0}}}
 
 
