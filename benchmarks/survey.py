@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -14,6 +15,8 @@ from benchmarks.operations import PATCHES, Ceilings, failed, peak_mib, same
 from psi_engine.config import MineConfig
 from psi_engine.mining.miner import Miner
 from psi_engine.ops import topk
+from psi_engine.ops.random import hash_keys
+from psi_engine.ops.reservoir import reservoir
 from psi_engine.ops.survey import survey
 from psi_engine.types import ActivationShape
 
@@ -37,10 +40,12 @@ def mined(results: Results, options: argparse.Namespace) -> None:
         maps = batch_of_maps(device, dtype)
         kept = [same_buffers(x.flatten(2), device, cuda) for x in maps[0]]
         if not all(kept):
-            failed(results, f"survey {dtype}", RuntimeError("the kernel differs from torch"))
+            failed(results, f"mining {dtype}", RuntimeError("a kernel differs from torch"))
         moved = sum(x.numel() * x.element_size() for x in maps[0]) * batches
+        alone = MineConfig(top_k=PATCHES, bottom_k=0, reservoir=0, pool=0)
         for config, name in (
-            (MineConfig(top_k=PATCHES, bottom_k=0, reservoir=0, pool=0), "top-K, all images"),
+            (alone, "top-K, all images"),
+            (replace(alone, reservoir=PATCHES), "top-K and random sites, all images"),
             (MineConfig(top_k=PATCHES), "mining all images"),
         ):
             work = partial(take_in, maps, config, batches, device)
@@ -75,7 +80,9 @@ def same_buffers(x: Tensor, device: str, cuda: bool) -> bool:
         ends = [topk.empty(x.shape[1], k, torch.float32, device) for k in (PATCHES, 10)]
         ids = torch.arange(len(x), device=device)
         *kept, _ = survey(x, ids, *ends, sites_per_group=1, fresh=True, backend=backend)
-        found.append(kept)
+        drawn = topk.empty(x.shape[1], PATCHES, torch.int64, device)
+        keys = hash_keys(0, torch.arange(x.shape[1], device=device))
+        found.append([*kept, reservoir(x, ids, drawn, keys, fresh=True, backend=backend)])
     return all(
         same(a, b)
         for ours, theirs in zip(*found, strict=True)

@@ -18,8 +18,7 @@
 //            COUNT_T must hold `patches`; the patches of one cluster are counted at a time, so that
 //            a thread needs one row of the contingency table.
 // Determinism  integers throughout and one division: the same bits as torch and numba.
-// Source     Vinh, Epps, Bailey, JMLR 11 (2010), NMI_sum; the mixer is SplitMix64's (Steele, Lea,
-//            Flood, OOPSLA 2014).
+// Source     Vinh, Epps, Bailey, JMLR 11 (2010), NMI_sum.
 
 #ifndef BLOCK
 #define BLOCK 128
@@ -28,20 +27,7 @@
 #define COUNT_T unsigned char
 #endif
 
-namespace {
-
-__device__ unsigned long long extend(unsigned long long state, unsigned long long key) {
-    unsigned long long x = (state ^ key) + 0x9E3779B97F4A7C15ULL;
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ULL;
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EBULL;
-    return x ^ (x >> 31);
-}
-
-__device__ double unit(unsigned long long state) {
-    return static_cast<double>(state >> 11) * 1.1102230246251565e-16;  // 2^-53
-}
-
-}  // namespace
+#include "hashing.cuh"
 
 extern "C" __global__ void __launch_bounds__(BLOCK)
 contingency(const int* __restrict__ cluster, const int* __restrict__ order,

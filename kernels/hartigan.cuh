@@ -15,20 +15,6 @@ __device__ double infinity() { return __longlong_as_double(0x7ff0000000000000LL)
 
 __device__ double fine(double x) { return rint(x * kFine) / kFine; }
 
-__device__ unsigned long long mix(unsigned long long x) {
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ULL;
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EBULL;
-    return x ^ (x >> 31);
-}
-
-__device__ unsigned long long extend(unsigned long long state, unsigned long long key) {
-    return mix((state ^ key) + 0x9E3779B97F4A7C15ULL);
-}
-
-__device__ double unit(unsigned long long state) {
-    return static_cast<double>(state >> 11) * 1.1102230246251565e-16;  // 2^-53
-}
-
 // Exact terms: the order of the additions changes no bit.
 __device__ double warp_sum(double value) {
     for (int by = 16; by > 0; by >>= 1) value += __shfl_xor_sync(kAll, value, by);

@@ -62,6 +62,7 @@
 #define TOLERANCE 1e-11
 #endif
 
+#include "hashing.cuh"
 #include "hartigan.cuh"
 #include "patch_grams.cuh"
 
@@ -179,8 +180,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, kBlocks) separability(
         const int blocks = BLOCKS < m ? BLOCKS : m;
         if (warp.lane < BLOCKS) warp.best_value[warp.lane] = -infinity();
         __syncwarp();
-        const unsigned long long state = extend(
-            mix(static_cast<unsigned long long>(keys[problem]) + 0x9E3779B97F4A7C15ULL), seeding);
+        const unsigned long long state =
+            extend(extend(0, static_cast<unsigned long long>(keys[problem])), seeding);
         for (int start = number; start < starts && top >= k_min; start += WARPS) {
             warp.seed(extend(state, start), blocks, step);
             for (int round = k_min - 1; round <= top; ++round) {  // the blocks, then every k

@@ -34,9 +34,6 @@
 //            which they arrive does not matter. Sums depend on the cut into parts, which depends
 //            on the number of sites alone.
 
-#ifndef FORMAT
-#define FORMAT 0  // of x: 0 float32, 1 float16, 2 bfloat16
-#endif
 #ifndef ROWS
 #define ROWS 0
 #endif
@@ -53,6 +50,7 @@
 #define LIMBS 11
 #endif
 
+#include "floats.cuh"
 #include "survivors.cuh"
 
 namespace {

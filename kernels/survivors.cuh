@@ -10,33 +10,6 @@ constexpr int kWarps = BLOCK / 32, kTile = 32 * WIDTH, kFew = CAPACITY / kWarps;
 constexpr int kDepth = 8;   // sites read before the first is used
 constexpr int kDigits = 256;
 
-#if FORMAT == 0 || ROWS
-__device__ float widen(float x) { return x; }
-#endif
-#if FORMAT == 0
-typedef float X_T;
-#else
-typedef unsigned short X_T;
-__device__ float widen(unsigned short x) {
-#if FORMAT == 2
-    return __uint_as_float(static_cast<unsigned>(x) << 16);
-#elif defined(__CUDA_ARCH__)
-    float value;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(x));
-    return value;
-#else
-    const unsigned size = (x & 0x7fffu) << 13;
-    const float value = (x & 0x7c00u) == 0x7c00u ? __uint_as_float(size | 0x7f800000u)
-                                                 : __uint_as_float(size) * 5.192296858534828e33f;
-    return (x & 0x8000u) ? -value : value;  // the factor is 2^112: subnormal halves come out right
-#endif
-}
-#endif
-
-__device__ float infinity() { return __uint_as_float(0x7f800000u); }
-
-__device__ bool finite(float x) { return (__float_as_uint(x) & 0x7f800000u) != 0x7f800000u; }
-
 // Bits that order as the floats do, never 0 for a number.
 __device__ unsigned ordered(float x) {
     const unsigned bits = __float_as_uint(x);

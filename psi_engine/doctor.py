@@ -130,6 +130,7 @@ def _launched() -> dict[str, int]:
         "survey": survey.plan(batch, 50, True, processors=132),
     }
     found = {name: how.shared_bytes for name, how in plans.items() if how is not None}
+    found["reservoir"] = 0
     return found | {"silhouette": silhouette.shared_bytes(50, 5, 4, tiled=True)}
 
 

@@ -35,13 +35,15 @@ from psi_engine.ops.moments import (
     empty_moments,
     summarise,
 )
-from psi_engine.ops.random import hash_keys, string_key, uniform
+from psi_engine.ops.random import hash_keys, string_key
+from psi_engine.ops.reservoir import reservoir
 from psi_engine.ops.survey import survey
 from psi_engine.types import ActivationShape, LayerSites, PoolSites, SiteSet
 
 _CARRY_EVERY = 1 << 20  # images; sums of 2^23 could overflow
 _MAX_POOL = 1 << 22  # keeps the rank below 2^23
-_POOL_AT_ONCE = 1 << 18  # sites that wait to enter the pool together
+_POOL_AT_ONCE = 1 << 20  # sites that wait to enter the pool together
+_NO_IMAGES = torch.empty(0, dtype=torch.int64)
 KEPT = 4
 """Candidates per wanted site that ``exact-fp16`` keeps at each end."""
 
@@ -94,15 +96,14 @@ class Miner:
         self._bottom = topk.empty(count, width * config.bottom_k, torch.float32, device)
         self._random = topk.empty(count, config.reservoir, torch.int64, device)
         self._pool = topk.empty(1, config.pool, torch.int64, device)
-        self._waiting: list[Tensor] = []  # images that have not entered the pool yet
+        self._waiting = _NO_IMAGES  # images that have not entered the pool yet
         self._moments = empty_moments(count, device)
         self._images = 0
         self._newest = -1
         self._compiled = numba_reason(torch.device(device)) is None
         layer_key = string_key(layer)
-        self._channel_keys = hash_keys(config.seed, layer_key, self.channels).to(device)[:, None]
+        self._channel_keys = hash_keys(config.seed, layer_key, self.channels).to(device)
         self._pool_key = hash_keys(config.seed, layer_key, string_key("pool")).to(device)
-        self._site_salt = torch.ones((), dtype=torch.int64, device=device)
 
     @torch.no_grad()
     def update(self, maps: Tensor, image_ids: Tensor) -> None:
@@ -132,7 +133,7 @@ class Miner:
         if not len(image_ids):
             return
         fresh = self._is_fresh(image_ids)
-        image_ids = image_ids.to(maps.device, non_blocking=True)
+        ids = image_ids.to(maps.device, non_blocking=True)
         if self._subset is not None:
             maps = maps.index_select(1, self._subset)
         x = maps.flatten(2)
@@ -141,12 +142,12 @@ class Miner:
         if self._images // _CARRY_EVERY > before:
             self._moments = carry(self._moments)
         if self._compiled:
-            self._survey(x.to(torch.float32), image_ids, fresh)
+            self._survey(x.to(torch.float32), ids, fresh)
             if fresh:
                 return
         self._top, self._bottom, moments = survey(
             x,
-            image_ids,
+            ids,
             self._top,
             self._bottom,
             sites_per_group=self._group,
@@ -156,11 +157,7 @@ class Miner:
         if not self._compiled:
             self._moments = moments
         if self.config.reservoir:
-            drawn = self._draw(x, image_ids)
-            if fresh:
-                self._random = topk.append(self._random, drawn)
-            else:
-                self._random = topk.merge(self._random, drawn, self.config.reservoir, self._sites)
+            self._random = reservoir(x, ids, self._random, self._channel_keys, fresh=fresh)
         if self.config.pool:
             self._enter_pool(image_ids, fresh)
 
@@ -182,36 +179,29 @@ class Miner:
             for entries in (self._top, self._bottom, self._random)
         )
         per_image = self.config.sites == "per-image"
-        keys = self._channel_keys[:, 0]
-        _numba_mining.survey(x, image_ids, top, bottom, random, keys, per_image, self._moments)
+        _numba_mining.survey(
+            x, image_ids, top, bottom, random, self._channel_keys, per_image, self._moments
+        )
         if fresh and self.config.pool:
             _numba_mining.enter_pool(self._pool, image_ids, self._sites, self._pool_key)
 
     def _enter_pool(self, image_ids: Tensor, fresh: bool) -> None:
         """Let a batch into the pool, fresh ones many together: it depends on their ids alone."""
-        if not fresh:
-            self._empty_queue()
-        self._waiting.append(image_ids.clone())
-        if not fresh or self._sites * sum(map(len, self._waiting)) >= _POOL_AT_ONCE:
+        if fresh:  # then the ids are on the CPU
+            self._waiting = torch.cat([self._waiting, image_ids])
+        else:
+            self._add_to_pool(image_ids)
+        if self._sites * len(self._waiting) >= _POOL_AT_ONCE:
             self._empty_queue()
 
     def _empty_queue(self) -> None:
-        if self._waiting:
-            new = self._pool_of(torch.cat(self._waiting))
-            self._pool = topk.merge(self._pool, new, self.config.pool, 1)
-            self._waiting = []
+        if len(self._waiting):
+            self._add_to_pool(self._waiting)
+            self._waiting = _NO_IMAGES
 
-    def _draw(self, x: Tensor, image_ids: Tensor) -> topk.Entries:
-        """One random site of each (channel, image), with the image's priority for the channel."""
-        priority = hash_keys(self._channel_keys, image_ids)
-        position = (uniform(priority, self._site_salt) * self._sites).to(torch.int64)
-        values = x.permute(1, 0, 2).gather(2, position[:, :, None]).squeeze(2).to(torch.float32)
-        usable = torch.isfinite(values)
-        return topk.Entries(
-            torch.where(usable, priority, topk.NO_PRIORITY),
-            torch.where(usable, image_ids * self._sites + position, topk.NO_SITE),
-            torch.where(usable, values, torch.nan) + 0.0,
-        )
+    def _add_to_pool(self, image_ids: Tensor) -> None:
+        new = self._pool_of(image_ids.to(self._pool.keys.device))
+        self._pool = topk.merge(self._pool, new, self.config.pool, 1)
 
     def _pool_of(self, image_ids: Tensor) -> topk.Entries:
         """The sites of a batch that can enter the pool: an equal share of each image's best."""
@@ -277,7 +267,7 @@ class Miner:
         for name in ("_top", "_bottom", "_random", "_pool", "_moments"):
             parts = getattr(self, name)
             setattr(self, name, type(parts)(*(x.to(device) for x in parts)))
-        for name in ("_channel_keys", "_pool_key", "_site_salt", "_subset"):
+        for name in ("_channel_keys", "_pool_key", "_subset"):
             if (tensor := getattr(self, name)) is not None:
                 setattr(self, name, tensor.to(device))
         self._compiled = numba_reason(torch.device(device)) is None
@@ -389,7 +379,7 @@ class Miner:
             return topk.Entries(*(parts[f"{name}.{part}"] for part in topk.Entries._fields))
 
         self._top, self._bottom = entries("top"), entries("bottom")
-        self._random, self._pool, self._waiting = entries("random"), entries("pool"), []
+        self._random, self._pool, self._waiting = entries("random"), entries("pool"), _NO_IMAGES
         self._moments = Moments(*(parts[f"moments.{part}"] for part in Moments._fields))
         self._images, self._newest = int(state["images"]), int(state["newest"])
 

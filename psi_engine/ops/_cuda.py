@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -20,7 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from psi_engine.errors import DeviceError
+from psi_engine.errors import DeviceError, InputError
+
+FORMATS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+"""How ``kernels/floats.cuh`` numbers the types of activations."""
 
 ARCHITECTURES = ("sm_80", "sm_90")
 """What :func:`compile_kernels` compiles for: Ampere and Hopper."""
@@ -28,6 +31,7 @@ ARCHITECTURES = ("sm_80", "sm_90")
 VARIANTS: Mapping[str, tuple[Mapping[str, str], ...]] = {
     "contingency": ({}, {"COUNT_T": "short"}),
     "naming": ({}, {"GAP": "1"}, {"RANK": "0"}, {"GAP": "1", "RANK": "0"}),
+    "reservoir": ({}, {"FORMAT": "1"}, {"FORMAT": "2"}),
     "survey": (
         {},
         {"WIDTH": "1"},
@@ -230,6 +234,25 @@ def launch(
         if shared_bytes > _DEFAULT_SHARED:
             function.max_dynamic_shared_size_bytes = shared_bytes
         function((grid,), (block,), tuple(passed), shared_mem=shared_bytes)
+
+
+def check_in_place(kernel: str, **buffers: Iterable[Tensor]) -> None:
+    """Refuse buffers that a kernel would work on wrongly: it gets no strides of them.
+
+    Raises
+    ------
+    InputError
+        A tensor is not contiguous.
+    """
+    for name, parts in buffers.items():
+        for part in parts:
+            if not part.is_contiguous():
+                raise InputError(
+                    f"the {kernel} kernel works in place on {name}, which is not contiguous",
+                    got=f"shape {tuple(part.shape)}, strides {part.stride()}",
+                    expected="contiguous tensors",
+                    fix="pass what .contiguous() gives",
+                )
 
 
 def _address(x: Tensor) -> np.uintp:

@@ -21,7 +21,6 @@ BLOCK = 256
 LARGEST_K = 1 << 14
 """Sites of a channel that the kernel can keep."""
 
-_FORMATS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _WARPS = BLOCK // 32
 _RESIDENT = 2  # blocks that a multiprocessor has the registers for
 _PARTS = 8  # of an image at most: 2²⁰ images may be added before Miner carries
@@ -144,7 +143,7 @@ def plan(x: Tensor, k: int, per_image: bool, processors: int) -> Launch:
     steps = x.shape[1] | x.stride(0) | (site_stride if x.shape[2] > 1 else 0)
     aligned = x.data_ptr() % 8 == 0 and steps % wide == 0
     width = wide if together and aligned else 1
-    return _plan(*x.shape, _FORMATS[x.dtype], rows, width, k, per_image, processors)
+    return _plan(*x.shape, _cuda.FORMATS[x.dtype], rows, width, k, per_image, processors)
 
 
 @cache
@@ -189,7 +188,7 @@ def part_length(sites: int) -> int:
 
 def unsupported_reason(x: Tensor, k: int, per_image: bool) -> str | None:
     """Why the CUDA kernel cannot take this batch, or None when it can."""
-    if x.dtype not in _FORMATS:
+    if x.dtype not in _cuda.FORMATS:
         return f"it takes float32, float16 or bfloat16, not {x.dtype}"
     if x.shape[0] * x.shape[2] >= 1 << 31:
         return f"{x.shape[0]} images of {x.shape[2]} sites exceed 31 bits"
@@ -225,15 +224,7 @@ def _launch(
     moments: Moments,
     per_image: bool,
 ) -> None:
-    for name, parts in (("top", top), ("bottom", bottom), ("moments", moments)):
-        for field, part in zip(parts._fields, parts, strict=True):
-            if not part.is_contiguous():  # the kernel gets no strides of it
-                raise InputError(
-                    f"the survey kernel works in place on {name}.{field}, which is not contiguous",
-                    got=f"shape {tuple(part.shape)}, strides {part.stride()}",
-                    expected="contiguous tensors",
-                    fix="pass what .contiguous() gives",
-                )
+    _cuda.check_in_place("survey", top=top, bottom=bottom, moments=moments)
     k = max(top.keys.shape[1], bottom.keys.shape[1])
     how = plan(x, k, per_image, _cuda.processors(x.device))
     sizes = *x.shape, top.keys.shape[1], bottom.keys.shape[1], per_image

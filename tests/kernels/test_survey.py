@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from psi_engine.errors import DeviceError, InputError
+from psi_engine.ops import _cuda, topk
 from psi_engine.ops import survey as op
-from psi_engine.ops import topk
 from psi_engine.ops.moments import empty_moments, from_limbs
 from tests.kernels.building import build, launched
 
@@ -358,7 +358,7 @@ def on_gpu(x, ids, top, bottom, moments, per_image: bool) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", list(op._FORMATS))
+@pytest.mark.parametrize("dtype", list(_cuda.FORMATS))
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("per_image", [False, True])
 @pytest.mark.parametrize("kind", ["ties", "broken", "constant", "subnormal", "zeros"])
