@@ -172,6 +172,6 @@ def _said(name: str, row: Mapping[str, Any], settings: Mapping[str, Any]) -> str
     if name.startswith("run "):
         return f"the paper's run, {name[4:]}, {images:,} images"
     if name.startswith("mining"):
-        return f"mining {row.get('images', images):,} images"
+        return f"mining {row.get('images', images):,} {name.removeprefix('mining all ')}"
     part, _, draws = name.removeprefix("score ").partition(", ")
     return f"{part} of {row.get('problems', channels)} channels, {draws}"

@@ -14,7 +14,7 @@ from benchmarks.harness import Results
 from benchmarks.operations import PATCHES
 from benchmarks.routes import Size
 from benchmarks.scoring import Scorer
-from benchmarks.survey import batch_of_maps, take_in
+from benchmarks.survey import BATCH, batches_of_maps, take_in
 from psi_engine.config import MineConfig
 
 TOP = 12
@@ -30,7 +30,7 @@ def profiles(results: Results, options: argparse.Namespace) -> None:
     """
     replicates = max(options.replicates)
     scorer = Scorer(Size(options.channels, replicates=replicates), options.device)
-    maps = batch_of_maps(options.device, torch.float32)
+    maps = batches_of_maps(options.device, torch.float32, BATCH)
     config = MineConfig(top_k=PATCHES)
     texts = [
         profiled(results, name, work, options.device)

@@ -21,55 +21,76 @@ from psi_engine.ops.survey import survey
 from psi_engine.types import ActivationShape
 
 BATCH = 128
+"""Images that a run's miner takes in at once on a GPU."""
+
+AT_ONCE = 1024
+"""So many at once show what the host's work for each batch costs."""
+
 LAYERS = ((1024, 14), (2048, 7))
 """Channels and side of layer3 and layer4 of a ResNet-50 at 224 pixels."""
 
-DIFFERENT = 16
-"""Batches that are made; a sweep goes through them over and over."""
+DIFFERENT = 2048
+"""Images that are made; a sweep goes through them over and over."""
 
 SMALL = ((16, 4),)
 """To test this on a CPU."""
 
 
 def mined(results: Results, options: argparse.Namespace) -> None:
-    """Take in layer3 and layer4 of a ResNet-50 at 224 pixels, as a run does, batch after batch."""
+    """Take in layer3 and layer4 of a ResNet-50 at 224 pixels, batch after batch."""
     ceilings = Ceilings(options.device, options.rounds, results)
     device, cuda = options.device, options.device == "cuda"
-    batches = max(1, options.images // BATCH)
     for dtype in (torch.float32, torch.float16):
-        maps = batch_of_maps(device, dtype)
-        kept = [same_buffers(x.flatten(2), device, cuda) for x in maps[0]]
-        if not all(kept):
+        maps = batches_of_maps(device, dtype, BATCH)
+        if not all(same_buffers(x.flatten(2), device, cuda) for x in maps[0]):
             failed(results, f"mining {dtype}", RuntimeError("a kernel differs from torch"))
-        moved = sum(x.numel() * x.element_size() for x in maps[0]) * batches
         alone = MineConfig(top_k=PATCHES, bottom_k=0, reservoir=0, pool=0)
         for config, name in (
             (alone, "top-K, all images"),
             (replace(alone, reservoir=PATCHES), "top-K and random sites, all images"),
             (MineConfig(top_k=PATCHES), "mining all images"),
         ):
-            work = partial(take_in, maps, config, batches, device)
-            turns = interleave({name: Work(work)}, max(1, options.rounds // 2))[name]
-            seconds = spread([x.seconds for x in turns])
-            aim = aim_of({"what": name, "images": batches * BATCH}, vars(options))
-            results.add(
-                what=name, dtype=str(dtype), images=batches * BATCH, seconds=seconds,
-                **ceilings.beside(seconds, moved, 0),
-                goal=aim and aim.goal,
-                peak_mib=peak_mib(work, device),
-            )  # fmt: skip
+            swept(results, options, ceilings, maps, config, name)
+        if cuda:
+            maps = batches_of_maps(device, dtype, AT_ONCE)
+            name = f"mining all images, {AT_ONCE} at once"
+            swept(results, options, ceilings, maps, MineConfig(top_k=PATCHES), name)
 
 
-def batch_of_maps(device: str, dtype: torch.dtype) -> list[list[Tensor]]:
+def swept(
+    results: Results,
+    options: argparse.Namespace,
+    ceilings: Ceilings,
+    maps: list[list[Tensor]],
+    config: MineConfig,
+    name: str,
+) -> None:
+    """Add the row of a sweep over all images."""
+    batch, dtype = len(maps[0][0]), maps[0][0].dtype
+    batches = max(1, options.images // batch)
+    work = partial(take_in, maps, config, batches, options.device)
+    turns = interleave({name: Work(work)}, max(1, options.rounds // 2))[name]
+    seconds = spread([x.seconds for x in turns])
+    moved = sum(x.numel() * x.element_size() for x in maps[0]) * batches
+    aim = aim_of({"what": name, "images": batches * batch}, vars(options))
+    results.add(
+        what=name, dtype=str(dtype), images=batches * batch, seconds=seconds,
+        **ceilings.beside(seconds, moved, 0),
+        goal=aim and aim.goal,
+        peak_mib=peak_mib(work, options.device),
+    )  # fmt: skip
+
+
+def batches_of_maps(device: str, dtype: torch.dtype, batch: int) -> list[list[Tensor]]:
     """Layers of several batches, so that none is read from a cache; seen again, sites only tie."""
     cuda = device == "cuda"
     return [
         [
-            torch.randn(BATCH, channels, side, side, device=device)
+            torch.randn(batch, channels, side, side, device=device)
             .relu_().to(dtype).to(memory_format=torch.channels_last)
             for channels, side in (LAYERS if cuda else SMALL)
         ]
-        for _ in range(DIFFERENT if cuda else 2)
+        for _ in range(DIFFERENT // batch if cuda else 2)
     ]  # fmt: skip
 
 
@@ -101,7 +122,8 @@ def take_in(maps: list[list[Tensor]], config: MineConfig, batches: int, device: 
         )
         for at, x in enumerate(maps[0])
     ]
+    batch = len(maps[0][0])
     for at in range(batches):
-        ids = torch.arange(at * BATCH, (at + 1) * BATCH)
+        ids = torch.arange(at * batch, (at + 1) * batch)
         for miner, x in zip(miners, maps[at % len(maps)], strict=True):
             miner.update(x, ids)
