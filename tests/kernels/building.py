@@ -5,9 +5,13 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from psi_engine.ops import _cuda
 
@@ -45,6 +49,35 @@ def build(
     wrapper, library = folder / f"{name}.cpp", folder / f"{name}.so"
     wrapper.write_text(text)
     return compiled(host_compiler(), wrapper, library, watched).run
+
+
+def stand_ins(
+    signature: str, call: str, folders: pytest.TempPathFactory, *, watched: bool
+) -> dict[str, Callable[..., Any]]:
+    """What to put in the places of ``_cuda.kernel`` and ``_cuda.launch``, by these names.
+
+    A kernel is built for the CPU once per set of macros, and works on tensors of the CPU.
+    """
+    built: dict[tuple[str, ...], Any] = {}
+
+    def kernel(name: str, defines: dict[str, str], device: torch.device) -> Any:
+        key = tuple(defines.values())
+        if key not in built:
+            built[key] = build(
+                name, signature, call, defines, folders.mktemp(name), watched=watched
+            )
+        return built[key]
+
+    def launch(function, grid, block, arguments, shared_bytes, device) -> None:
+        as_c = {np.int64: ctypes.c_longlong, np.int32: ctypes.c_int}
+        passed = [
+            ctypes.c_void_p(x.data_ptr()) if isinstance(x, torch.Tensor) else as_c[type(x)](int(x))
+            for x in arguments
+        ]
+        sizes = ctypes.c_uint(grid), ctypes.c_uint(block), ctypes.c_long(shared_bytes)
+        launched(function(*sizes, *passed))
+
+    return {"kernel": kernel, "launch": launch}
 
 
 def host_compiler() -> str:

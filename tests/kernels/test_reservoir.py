@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-from typing import Any
-
-import numpy as np
 import pytest
 import torch
 
@@ -13,7 +9,7 @@ from psi_engine.errors import DeviceError, InputError
 from psi_engine.ops import reservoir as op
 from psi_engine.ops import topk
 from psi_engine.ops.random import hash_keys, string_key
-from tests.kernels.building import build, launched
+from tests.kernels.building import stand_ins
 from tests.reference import mining as reference
 
 SIGNATURE = (
@@ -30,28 +26,12 @@ CALL = (
 @pytest.fixture(scope="module")
 def kernel(tmp_path_factory: pytest.TempPathFactory, watched: bool):
     """The launcher with the kernel built for the CPU, once per type; works in place."""
-    built: dict[str, Any] = {}
-
-    def compiled(name: str, defines: dict[str, str], device: torch.device):
-        key = defines["FORMAT"]
-        if key not in built:
-            folder = tmp_path_factory.mktemp(name)
-            built[key] = build(name, SIGNATURE, CALL, defines, folder, watched=watched)
-        return built[key]
-
-    def launch(function, grid: int, block: int, arguments, shared_bytes: int, device) -> None:
-        as_c = {np.int64: ctypes.c_longlong, np.int32: ctypes.c_int}
-        passed = [
-            ctypes.c_void_p(x.data_ptr()) if isinstance(x, torch.Tensor) else as_c[type(x)](int(x))
-            for x in arguments
-        ]
-        sizes = ctypes.c_uint(grid), ctypes.c_uint(block), ctypes.c_long(shared_bytes)
-        launched(function(*sizes, *passed))
+    parts = stand_ins(SIGNATURE, CALL, tmp_path_factory, watched=watched)
 
     def call(*arguments) -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(op._cuda, "kernel", compiled)
-            patch.setattr(op._cuda, "launch", launch)
+            for name, part in parts.items():
+                patch.setattr(op._cuda, name, part)
             op._launch(*arguments)
 
     return call

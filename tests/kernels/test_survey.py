@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-
-import numpy as np
 import pytest
 import torch
 
@@ -12,7 +9,7 @@ from psi_engine.errors import DeviceError, InputError
 from psi_engine.ops import _cuda, topk
 from psi_engine.ops import survey as op
 from psi_engine.ops.moments import empty_moments, from_limbs
-from tests.kernels.building import build, launched
+from tests.kernels.building import stand_ins
 
 SIGNATURE = (
     "const void* x, long long stride_b, long long stride_c, long long stride_s, "
@@ -33,28 +30,12 @@ CALL = (
 @pytest.fixture(scope="module")
 def kernel(tmp_path_factory: pytest.TempPathFactory, watched: bool):
     """The launcher with the kernel built for the CPU, once per set of macros; works in place."""
-    built = {}
-
-    def compiled(name: str, defines: dict[str, str], device: torch.device):
-        key = tuple(defines.values())
-        if key not in built:
-            folder = tmp_path_factory.mktemp(name)
-            built[key] = build(name, SIGNATURE, CALL, defines, folder, watched=watched)
-        return built[key]
-
-    def launch(function, grid: int, block: int, arguments, shared_bytes: int, device) -> None:
-        as_c = {np.int64: ctypes.c_longlong, np.int32: ctypes.c_int}
-        passed = [
-            ctypes.c_void_p(x.data_ptr()) if isinstance(x, torch.Tensor) else as_c[type(x)](int(x))
-            for x in arguments
-        ]
-        sizes = ctypes.c_uint(grid), ctypes.c_uint(block), ctypes.c_long(shared_bytes)
-        launched(function(*sizes, *passed))
+    parts = stand_ins(SIGNATURE, CALL, tmp_path_factory, watched=watched)
 
     def call(*arguments, processors: int = 1) -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(op._cuda, "kernel", compiled)
-            patch.setattr(op._cuda, "launch", launch)
+            for name, part in parts.items():
+                patch.setattr(op._cuda, name, part)
             patch.setattr(op._cuda, "processors", lambda device: processors)
             op._launch(*arguments)
 
