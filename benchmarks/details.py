@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.goals import AIMS, NEAR, STEEPEST, Aim, aim_of
+from benchmarks.goals import AIMS, CHANNELS, NEAR, STEEPEST, Aim, aim_of
 from benchmarks.pages import (
     ABSENT,
     Result,
@@ -147,6 +147,38 @@ def stages(result: Mapping[str, Any]) -> str:
         for row in result["rows"]
     ]  # fmt: skip
     return markdown(["stage", "images or crops", "took", "alone, s", "ratio"], lines)
+
+
+CONSTANTS = {
+    "decode and resize": "t_decode",
+    "forward pass": "t_forward",
+    "keep the best": "t_keep",
+    "merge two miners": "t_merge",
+    "embed": "t_crop",
+    "score, preset calibrated": "t_score",
+}
+"""The names that docs/scaling.md has for what is measured, by how its row begins."""
+
+
+def scaling(result: Mapping[str, Any]) -> str:
+    """What an image, a crop and a channel cost one thread, and what that makes of many."""
+    lines, one = [], {}
+    for row in result["rows"]:
+        if "microseconds_p50" not in row:
+            continue
+        (name,) = [x for start, x in CONSTANTS.items() if row["what"].startswith(start)] or [""]
+        one[name] = row["microseconds_p50"] / 1e6
+        shown = middle(row, "microseconds", lambda value: seconds(value / 1e6))
+        lines.append([name, row["what"], row["per"], shown])
+    hours = 1.28e6 * one["t_forward"] / 3600
+    told = (
+        f"By these, {CHANNELS} channels of 8 × 8 sites cost {seconds(CHANNELS * one['t_keep'])} an "
+        f"image beside {seconds(one['t_forward'])} of forward pass. The forward passes of "
+        f"ImageNet's 1.28 million images at 64 pixels take {number(hours, 2)} hours of one thread, "
+        f"those of 4·10⁸ images {number(4e8 / 1.28e6 * hours / 24, 2)} days, divided by the ranks; "
+        f"decoding takes {one['t_decode'] / one['t_forward']:.0%} of that.\n"
+    )
+    return markdown(["", "what", "per", "one thread"], lines) + "\n" + told
 
 
 def peers(result: Mapping[str, Any]) -> str:

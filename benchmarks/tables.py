@@ -2,7 +2,7 @@
 
     python -m benchmarks.tables [--check]
 
-Writes what stands between the marks of README.md and two pages of docs, and the figures
+Writes what stands between the marks of README.md and three pages of docs, and the figures
 ``docs/assets/speed-*.svg``. What has no results yet says "not measured". ``--check`` writes
 nothing, says what differs, and ends with 1 if anything does.
 """
@@ -22,11 +22,11 @@ from benchmarks.pages import ABSENT, Result, blocks, filled, origin
 
 PROJECT = Path(__file__).parents[1]
 RESULTS = PROJECT / "benchmarks/results"
-PAGES = ("README.md", "docs/speed.md", "docs/calibration.md")
+PAGES = ("README.md", "docs/speed.md", "docs/calibration.md", "docs/scaling.md")
 FIGURES = "docs/assets"
 NAMES = (
     "scoring", "solver", "replicates", "curves", "peers", "mining", "stages", "kills", "search",
-    "stability", "gpu",
+    "stability", "scaling", "gpu",
 )  # fmt: skip
 POSITIONAL = {"stages": " RUN"}
 """What a benchmark must be told beside its options."""
@@ -58,6 +58,7 @@ def made(held: Mapping[str, Result]) -> dict[str, Callable[[], str]]:
         "stages": ("stages", details.stages),
         "kills": ("kills", details.kills),
         "stability": ("stability", details.stability),
+        "constants": ("scaling", details.scaling),
     }
     makers: dict[str, Callable[[], str]] = {
         name: partial(_told, held[source], name, source, table)

@@ -227,6 +227,24 @@ def test_stages_stand_beside_their_networks() -> None:
     assert "| mine, m | 2,000 | 134 s | 119 [119, 119] | 1.13 [1.13, 1.13] |" in text
 
 
+def test_constants_have_their_names_and_what_follows_from_them() -> None:
+    costs = {
+        "decode and resize": 400.0, "forward pass": 20_000.0, "keep the best, 8 × 8 sites": 0.25,
+        "merge two miners": 80.0, "save a state": 20.0, "embed, an encoder": 1000.0,
+        "score, preset calibrated, M = 1000": 500.0, "score, preset paper, M = 20": 300.0,
+    }  # fmt: skip
+    made = [{"what": x, "per": "image"} | _spread("microseconds", y) for x, y in costs.items()]
+    scaling = _about(*made, {"what": "saved state", "per": "channel", "bytes": 2800.0})
+    text = tables.made(dict.fromkeys(tables.NAMES) | {"scaling": scaling})["constants"]()
+    assert "| t_keep | keep the best, 8 × 8 sites | image | 0.250 µs [0.250 µs, 0.250 µs] |" in text
+    assert "|  | save a state | image | 20.0 µs" in text
+    assert "| t_score | score, preset calibrated" in text
+    assert "|  | score, preset paper" in text
+    assert "3072 channels of 8 × 8 sites cost 768 µs an image beside 20.0 ms" in text
+    assert "7.1 hours of one thread, those of 4·10⁸ images 93 days" in text
+    assert "decoding takes 2% of that" in text
+
+
 @pytest.mark.parametrize(
     ("value", "shown"),
     [
