@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,20 +52,20 @@ def build(
 
 
 def stand_ins(
-    signature: str, call: str, folders: pytest.TempPathFactory, *, watched: bool
+    sources: Mapping[str, tuple[str, str]], folders: pytest.TempPathFactory, *, watched: bool
 ) -> dict[str, Callable[..., Any]]:
     """What to put in the places of ``_cuda.kernel`` and ``_cuda.launch``, by these names.
 
-    A kernel is built for the CPU once per set of macros, and works on tensors of the CPU.
+    ``sources`` has the signature and the call of each kernel. It is built for the CPU once per
+    set of macros, and works on tensors of the CPU.
     """
     built: dict[tuple[str, ...], Any] = {}
 
     def kernel(name: str, defines: dict[str, str], device: torch.device) -> Any:
-        key = tuple(defines.values())
+        key = (name, *defines.values())
         if key not in built:
-            built[key] = build(
-                name, signature, call, defines, folders.mktemp(name), watched=watched
-            )
+            folder = folders.mktemp(name)
+            built[key] = build(name, *sources[name], defines, folder, watched=watched)
         return built[key]
 
     def launch(function, grid, block, arguments, shared_bytes, device) -> None:

@@ -26,7 +26,7 @@ CALL = (
 @pytest.fixture(scope="module")
 def kernel(tmp_path_factory: pytest.TempPathFactory, watched: bool):
     """The launcher with the kernel built for the CPU, once per type; works in place."""
-    parts = stand_ins(SIGNATURE, CALL, tmp_path_factory, watched=watched)
+    parts = stand_ins({"reservoir": (SIGNATURE, CALL)}, tmp_path_factory, watched=watched)
 
     def call(*arguments) -> None:
         with pytest.MonkeyPatch.context() as patch:

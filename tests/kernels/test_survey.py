@@ -30,7 +30,7 @@ CALL = (
 @pytest.fixture(scope="module")
 def kernel(tmp_path_factory: pytest.TempPathFactory, watched: bool):
     """The launcher with the kernel built for the CPU, once per set of macros; works in place."""
-    parts = stand_ins(SIGNATURE, CALL, tmp_path_factory, watched=watched)
+    parts = stand_ins({"survey": (SIGNATURE, CALL)}, tmp_path_factory, watched=watched)
 
     def call(*arguments, processors: int = 1) -> None:
         with pytest.MonkeyPatch.context() as patch:
