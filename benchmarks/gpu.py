@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -58,7 +59,7 @@ RUN: dict[str, dict[str, Any]] = {
 """What the run is made of; the small one tests this file."""
 
 NEEDED = ("pytest", "pytest_timeout", "hypothesis", "numba", "pooch", "open_clip", "ftfy", "PIL")
-TEST_SECONDS = 180
+TEST_SECONDS, TESTERS = 180, 6
 
 
 def main(arguments: Sequence[str] | None = None) -> Results:
@@ -92,37 +93,44 @@ def main(arguments: Sequence[str] | None = None) -> Results:
 
 
 def tests(results: Results, options: argparse.Namespace) -> None:
-    """Run what is marked ``gpu``, with a limit for each test and for all."""
-    files = [
-        str(x)
-        for x in sorted((PROJECT / "tests").rglob("test_*.py"))
-        if "mark.gpu" in x.read_text()
-    ]
-    # The first test compiles loops for the CPU's side; warnings of other versions are no failures.
-    command = [sys.executable, "-m", "pytest", "-v", "-m", "gpu", "--timeout=90", "-W", "default"]
-    command += files
-    started = time.perf_counter()
+    """Run what is marked ``gpu``, some files at a time: most of it is compiling, by one core."""
+    files = sorted((PROJECT / "tests").rglob("test_*.py"))
+    files = [path for path in files if "mark.gpu" in path.read_text(encoding="utf-8")]
     log = (options.out or Path(tempfile.mkdtemp())) / "gpu-tests.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as file:
-        try:
-            code: object = subprocess.run(
-                command,
-                cwd=PROJECT,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                timeout=TEST_SECONDS,
-            ).returncode
-        except subprocess.TimeoutExpired:
-            code = f"stopped after {TEST_SECONDS} s"
-    lines = log.read_text().strip().splitlines()
-    wrong = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
-    print("\n".join(lines[-30:]), flush=True)
-    results.add(
-        what="tests marked gpu", exit=code, result=lines[-1] if lines else "",
-        seconds=time.perf_counter() - started,
-        failed="; ".join(wrong)[:2000] or (f"exit {code}" if code else None),
-    )  # fmt: skip
+    with ThreadPoolExecutor(TESTERS) as testers, log.open("w", encoding="utf-8") as told:
+        for path, (code, text, seconds) in zip(files, testers.map(tested, files), strict=True):
+            told.write(text)
+            lines = text.strip().splitlines()
+            wrong = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+            results.add(
+                what="tests marked gpu", file=str(path.relative_to(PROJECT)), exit=code,
+                result=lines[-1] if lines else "", seconds=seconds,
+                failed="; ".join(wrong)[:2000] or (f"ended with {code}" if code else None),
+            )  # fmt: skip
+
+
+def tested(path: Path) -> tuple[object, str, float]:
+    """The exit status of a file's tests, what they printed, and seconds."""
+    # The first test compiles loops for the CPU's side; warnings of other versions are no failures.
+    command = [sys.executable, "-m", "pytest", "-v", "-m", "gpu", "--timeout=90", "-W", "default"]
+    started = time.perf_counter()
+    try:
+        done = subprocess.run(
+            [*command, str(path)],
+            cwd=PROJECT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=TEST_SECONDS,
+        )
+        code, text = done.returncode, done.stdout
+    except subprocess.TimeoutExpired as error:
+        return f"a stop after {TEST_SECONDS} s", _text(error.stdout), since(started)
+    return code, _text(text), since(started)
+
+
+def _text(printed: bytes | None) -> str:
+    return (printed or b"").decode(errors="replace")
 
 
 def scores(results: Results, options: argparse.Namespace) -> None:

@@ -120,3 +120,28 @@ def test_what_is_missing_is_told_before_anything(monkeypatch):
 def test_without_a_gpu_nothing_is_measured():
     with pytest.raises(SystemExit, match="no CUDA device"):
         gpu.main([])
+
+
+def test_files_with_tests_for_a_gpu_are_run_and_what_fails_is_told(tmp_path, monkeypatch):
+    project = tmp_path / "project"
+    (project / "tests").mkdir(parents=True)
+    marked = "import pytest\n@pytest.mark.gpu\ndef test_{0}(): assert {1}\n"
+    for name, text in {
+        "good": marked.format("good", True),
+        "bad": marked.format("bad", False) + "def test_not_for_a_gpu(): assert False\n",
+        "other": "def test_other(): assert False\n",
+    }.items():
+        (project / "tests" / f"test_{name}.py").write_text(text)
+    (project / "pytest.ini").write_text("[pytest]\nmarkers = gpu\n")
+    monkeypatch.setattr(gpu, "PROJECT", project)
+    results = gpu.main([*SMALL, "--parts", "tests", "--out", str(tmp_path)])
+    bad, good = results.rows
+    assert (bad["file"], bad["exit"]) == ("tests/test_bad.py", 1)
+    assert bad["failed"].startswith("FAILED tests/test_bad.py::test_bad")
+    assert "1 failed, 1 deselected" in bad["result"]
+    assert (good["file"], good["exit"], good["failed"]) == ("tests/test_good.py", 0, None)
+    log = (tmp_path / "gpu-tests.log").read_text()
+    assert log.index("test_bad FAILED") < log.index("test_good PASSED")
+    monkeypatch.setattr(gpu, "TEST_SECONDS", 0.01)
+    results = gpu.main([*SMALL, "--parts", "tests"])
+    assert [row["failed"] for row in results.rows] == ["ended with a stop after 0.01 s"] * 2
