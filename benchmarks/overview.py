@@ -25,8 +25,8 @@ from benchmarks.pages import (
 def overview(held: Mapping[str, Result]) -> str:
     """README's table: what a user would ask first, one line each."""
     found = [*_scores(held["scoring"]), *_optima(held["solver"]), *_draws(held["replicates"])]
-    found += [*_keeping(held["mining"]), *_measures(held["peers"]), *_searches(held["search"])]
-    found += _gpu_goals(held["gpu"])
+    found += [*_many(held["curves"]), *_keeping(held["mining"]), *_measures(held["peers"])]
+    found += [*_searches(held["search"]), *_gpu_goals(held["gpu"])]
     return markdown(["", "psi-engine", "instead", "ratio", "measured on"], found)
 
 
@@ -91,6 +91,23 @@ def _draws(result: Result) -> list[list[str]]:
         ]
         for row, other in compared
     ]  # fmt: skip
+
+
+def _many(result: Result) -> list[list[str]]:
+    """The most channels of any curve, and how cost grows towards them."""
+    sizes = rows(result, what="size", curve="channels")
+    if result is None or not sizes:
+        return _lacking("S of a million channels")
+    most = max(sizes, key=lambda row: row["channels"])
+    slope = first(result, what="slope", curve="channels", null=most["null"], parts=most["parts"])
+    held = most["beyond_bytes"]
+    parts = [f"slope {number(slope['slope_p50'])} of channels"] if slope else []
+    parts += [f"{held >> 20} MiB beyond the scores"] if held is not None else []
+    what = (
+        f"{', '.join(most['parts'])} of {most['channels']:,} channels, M = {most['draws']}, "
+        f"null `{most['null']}`"
+    )
+    return [[what, seconds(most["seconds_p50"]), "; ".join(parts), "", measured(result["facts"])]]
 
 
 def _keeping(result: Result) -> list[list[str]]:

@@ -336,7 +336,8 @@ def main(arguments: Sequence[str] | None = None) -> Results:
     parser.add_argument("--device", default="cpu", help="of psi-engine, torch and cuML")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    fixed = {"replicates": Size.replicates, "patches": Size.patches, "seedings": SEEDINGS}
+    meant = Size()
+    fixed = {"replicates": meant.replicates, "patches": meant.patches, "seedings": SEEDINGS}
     results = Results("scoring", vars(options) | fixed, keep=options.out)
     crew = Crew(options.processes)
     for null in options.nulls:

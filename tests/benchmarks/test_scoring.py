@@ -101,6 +101,13 @@ SMALL += ["--fast-pytorch-kmeans", "1", "--torch-kmeans", "1", "--semanticlens",
 SMALL += ["--dim", "16", "--rounds", "1", "--nulls", "rotation-samples"]
 
 
+def test_sizes_that_no_option_sets_are_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(scoring, "compare", lambda *arguments: None)
+    scoring.main([*SMALL, "--processes", "1", "--out", str(tmp_path)])
+    settings = json.loads((tmp_path / "scoring.json").read_text())["facts"]["settings"]
+    assert (settings["replicates"], settings["patches"], settings["seedings"]) == (20, 50, 5)
+
+
 @pytest.mark.slow
 def test_scoring_runs(tmp_path):
     needs("faiss")

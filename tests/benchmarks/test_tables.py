@@ -220,6 +220,22 @@ def test_unknown_memory_has_no_point() -> None:
     pyplot.close(made)
 
 
+def test_readme_has_the_most_channels_and_how_cost_grows() -> None:
+    about = {"curve": "channels", "null": "a"}
+    size = about | {"what": "size", "draws": 200, "beyond_bytes": 216 << 20}
+    curves = _about(
+        size | {"parts": "SQD", "channels": 10} | _spread("seconds", 1.0),
+        about | {"what": "slope", "parts": "SQD"} | _spread("slope", 2.0),
+        size | {"parts": "S", "channels": 1_000_000} | _spread("seconds", 429.4),
+        about | {"what": "slope", "parts": "S"} | _spread("slope", 0.987),
+    )
+    text = tables.made(dict.fromkeys(tables.NAMES) | {"curves": curves})["overview"]()
+    assert (
+        "| S of 1,000,000 channels, M = 200, null `a` | 429 s | slope 0.987 of channels; "
+        "216 MiB beyond the scores |  | C, 2 cores; abc |"
+    ) in text
+
+
 def test_stages_stand_beside_their_networks() -> None:
     row = {"stage": "mine", "items": 2000, "seconds": 134.4}
     stages = _about(row | _spread("alone_seconds", 119.3) | _spread("ratio", 1.13))
