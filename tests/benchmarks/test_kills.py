@@ -90,8 +90,14 @@ def test_a_killed_run_gives_the_same_bits(tmp_path: Path, ranks: int) -> None:
     options = ["--model", "tests.toy:model", "--layers", "conv2", "--encoder", "tests.toy:encoder"]
     options += ["--patch", "16", "--top-k", "12", "--replicates", "40", "--device", "cpu"]
     options += ["--workers", "1", "--data", str(images)]
-    trial = Trial(tmp_path, options, ranks, interval=16, block=256, pause=0.1)
-    trial.run(kills=4, seed=2)
-    assert trial.different == []
-    assert trial.excess == []
-    assert {"mine", "embed"} <= trial.met.keys()
+    met: set[str] = set()
+    for seed in range(5):  # on a busy machine most of the time goes into what is no stage
+        (folder := tmp_path / str(seed)).mkdir()
+        trial = Trial(folder, options, ranks, interval=16, block=256, pause=0.1)
+        trial.run(kills=4, seed=seed)
+        assert trial.different == []
+        assert trial.excess == []
+        met |= trial.met.keys()
+        if {"mine", "embed"} <= met:
+            return
+    pytest.fail(f"no kill while mining, or none while embedding: {met}")
