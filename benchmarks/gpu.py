@@ -18,12 +18,14 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
+import re
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -59,6 +61,7 @@ RUN: dict[str, dict[str, Any]] = {
 """What the run is made of; the small one tests this file."""
 
 NEEDED = ("pytest", "pytest_timeout", "hypothesis", "numba", "pooch", "open_clip", "ftfy", "PIL")
+MARK = re.compile(r"^ *(@pytest|pytestmark = pytest)\.mark\.gpu", re.MULTILINE)
 TEST_SECONDS, TESTERS = 180, 6
 
 
@@ -95,42 +98,49 @@ def main(arguments: Sequence[str] | None = None) -> Results:
 def tests(results: Results, options: argparse.Namespace) -> None:
     """Run what is marked ``gpu``, some files at a time: most of it is compiling, by one core."""
     files = sorted((PROJECT / "tests").rglob("test_*.py"))
-    files = [path for path in files if "mark.gpu" in path.read_text(encoding="utf-8")]
-    log = (options.out or Path(tempfile.mkdtemp())) / "gpu-tests.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(TESTERS) as testers, log.open("w", encoding="utf-8") as told:
-        for path, (code, text, seconds) in zip(files, testers.map(tested, files), strict=True):
-            told.write(text)
+    files = [path for path in files if MARK.search(path.read_text(encoding="utf-8"))]
+    folder = options.out or Path(tempfile.mkdtemp())
+    folder.mkdir(parents=True, exist_ok=True)
+    until = time.perf_counter() + TEST_SECONDS
+    with (
+        ThreadPoolExecutor(TESTERS) as testers,
+        (folder / "gpu-tests.log").open("w", encoding="utf-8", buffering=1) as log,
+    ):
+        at_work = {testers.submit(tested, path, until): path for path in files}
+        for done in as_completed(at_work):
+            code, text, seconds = done.result()
+            log.write(text)
             lines = text.strip().splitlines()
             wrong = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
             results.add(
-                what="tests marked gpu", file=str(path.relative_to(PROJECT)), exit=code,
+                what="tests marked gpu", file=str(at_work[done].relative_to(PROJECT)), exit=code,
                 result=lines[-1] if lines else "", seconds=seconds,
                 failed="; ".join(wrong)[:2000] or (f"ended with {code}" if code else None),
             )  # fmt: skip
 
 
-def tested(path: Path) -> tuple[object, str, float]:
+def tested(path: Path, until: float) -> tuple[object, str, float]:
     """The exit status of a file's tests, what they printed, and seconds."""
     # The first test compiles loops for the CPU's side; warnings of other versions are no failures.
     command = [sys.executable, "-m", "pytest", "-v", "-m", "gpu", "--timeout=90", "-W", "default"]
+    threads = str(max(1, (os.cpu_count() or 1) // TESTERS))
     started = time.perf_counter()
-    try:
-        done = subprocess.run(
-            [*command, str(path)],
-            cwd=PROJECT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=TEST_SECONDS,
-        )
-        code, text = done.returncode, done.stdout
-    except subprocess.TimeoutExpired as error:
-        return f"a stop after {TEST_SECONDS} s", _text(error.stdout), since(started)
-    return code, _text(text), since(started)
-
-
-def _text(printed: bytes | None) -> str:
-    return (printed or b"").decode(errors="replace")
+    with tempfile.TemporaryDirectory() as loops:  # numba's files are not made for many writers
+        shares = {"OMP_NUM_THREADS": threads, "NUMBA_NUM_THREADS": threads}
+        try:
+            done = subprocess.run(
+                [*command, str(path)],
+                cwd=PROJECT,
+                env=os.environ | shares | {"NUMBA_CACHE_DIR": loops},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=max(0.0, until - started),
+            )
+            code: object = done.returncode
+            printed = done.stdout
+        except subprocess.TimeoutExpired as error:
+            code, printed = f"a stop after {TEST_SECONDS} s of all tests", error.stdout or b""
+    return code, printed.decode(errors="replace"), since(started)
 
 
 def scores(results: Results, options: argparse.Namespace) -> None:

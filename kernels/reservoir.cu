@@ -5,12 +5,12 @@
 //            keeps the k sites of the greatest priorities. Sites that are not finite do not enter;
 //            −0 counts as +0.
 // Layout     x (batch, channels, sites) X_T at strides stride_b, stride_c, stride_s; image_ids
-//            (batch) int64, none of which the buffers hold; channel_keys (channels) int64. keys
-//            int64, kept int64, values float (channels, k): the buffers, sorted, updated in place.
+//            (batch) int64, none of which the buffers hold; channel_keys (channels) int64. keys,
+//            kept_sites int64, values float (channels, k): the buffers, sorted, updated in place.
 // Launch     a warp per channel, 32 images at a time, a lane each.
 // Shared     none.
-// Cost       a hash of some 30 integer instructions for each channel and image. Only sites that
-//            enter are read: after a few batches next to none.
+// Cost       a hash of some 30 integer instructions for each channel and image. Only sites with a
+//            priority above the last kept one are read: after a few batches next to none.
 // Determinism  the hash is a bijection of the image id, so no two priorities of a channel are equal.
 
 #ifndef BLOCK
@@ -23,7 +23,7 @@
 extern "C" __global__ void __launch_bounds__(BLOCK)
 reservoir(const X_T* __restrict__ x, long long stride_b, long long stride_c, long long stride_s,
           const long long* __restrict__ image_ids, const long long* __restrict__ channel_keys,
-          long long* keys, long long* kept, float* values, int batch, int channels, int sites,
+          long long* keys, long long* kept_sites, float* values, int batch, int channels, int sites,
           int k) {
     constexpr unsigned kAll = 0xffffffffu;
     const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -33,7 +33,7 @@ reservoir(const X_T* __restrict__ x, long long stride_b, long long stride_c, lon
         extend(0, static_cast<unsigned long long>(channel_keys[channel]));
     x += channel * stride_c;
     keys += static_cast<long long>(channel) * k;
-    kept += static_cast<long long>(channel) * k;
+    kept_sites += static_cast<long long>(channel) * k;
     values += static_cast<long long>(channel) * k;
 
     long long border = keys[k - 1];
@@ -72,16 +72,20 @@ reservoir(const X_T* __restrict__ x, long long stride_b, long long stride_c, lon
             const int at = from + lane;
             long long key = 0, old_site = 0;
             float old_value = 0.0f;
-            if (at < k) key = keys[at], old_site = kept[at], old_value = values[at];
+            if (at < k) key = keys[at], old_site = kept_sites[at], old_value = values[at];
             int to = at;
             for (unsigned left = entering; left != 0; left &= left - 1) {
                 to += __shfl_sync(kAll, priority, __ffs(static_cast<int>(left)) - 1) > key;
             }
             __syncwarp();
-            if (to < k && to != at) keys[to] = key, kept[to] = old_site, values[to] = old_value;
+            if (to < k && to != at) {
+                keys[to] = key, kept_sites[to] = old_site, values[to] = old_value;
+            }
             __syncwarp();
         }
-        if (enters && place < k) keys[place] = priority, kept[place] = site, values[place] = value;
+        if (enters && place < k) {
+            keys[place] = priority, kept_sites[place] = site, values[place] = value;
+        }
         __syncwarp();
         border = keys[k - 1];
     }

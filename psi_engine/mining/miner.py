@@ -43,7 +43,6 @@ from psi_engine.types import ActivationShape, LayerSites, PoolSites, SiteSet
 _CARRY_EVERY = 1 << 20  # images; sums of 2^23 could overflow
 _MAX_POOL = 1 << 22  # keeps the rank below 2^23
 _POOL_AT_ONCE = 1 << 20  # sites that wait to enter the pool together
-_NO_IMAGES = torch.empty(0, dtype=torch.int64)
 KEPT = 4
 """Candidates per wanted site that ``exact-fp16`` keeps at each end."""
 
@@ -96,7 +95,8 @@ class Miner:
         self._bottom = topk.empty(count, width * config.bottom_k, torch.float32, device)
         self._random = topk.empty(count, config.reservoir, torch.int64, device)
         self._pool = topk.empty(1, config.pool, torch.int64, device)
-        self._waiting = _NO_IMAGES  # images that have not entered the pool yet
+        self._waiting: list[Tensor] = []  # images that have not entered the pool yet
+        self._queued = 0  # how many
         self._moments = empty_moments(count, device)
         self._images = 0
         self._newest = -1
@@ -159,11 +159,13 @@ class Miner:
         if self.config.reservoir:
             self._random = reservoir(x, ids, self._random, self._channel_keys, fresh=fresh)
         if self.config.pool:
-            self._enter_pool(image_ids, fresh)
+            # the caller may change its own tensor
+            self._enter_pool(ids.clone() if ids is image_ids else ids, fresh)
 
     def _is_fresh(self, image_ids: Tensor) -> bool:
         """Whether the images ascend and come after all seen before; asks no other device."""
         if image_ids.device.type != "cpu":
+            self._newest = topk.NO_SITE  # unknown, so no later image is sure to come after it
             return False
         ids = image_ids.numpy()
         fresh = bool(ids[0] > self._newest and (ids[1:] > ids[:-1]).all())
@@ -187,21 +189,18 @@ class Miner:
 
     def _enter_pool(self, image_ids: Tensor, fresh: bool) -> None:
         """Let a batch into the pool, fresh ones many together: it depends on their ids alone."""
-        if fresh:  # then the ids are on the CPU
-            self._waiting = torch.cat([self._waiting, image_ids])
-        else:
-            self._add_to_pool(image_ids)
-        if self._sites * len(self._waiting) >= _POOL_AT_ONCE:
+        if not fresh:
+            self._empty_queue()
+        self._waiting.append(image_ids)
+        self._queued += len(image_ids)
+        if not fresh or self._sites * self._queued >= _POOL_AT_ONCE:
             self._empty_queue()
 
     def _empty_queue(self) -> None:
-        if len(self._waiting):
-            self._add_to_pool(self._waiting)
-            self._waiting = _NO_IMAGES
-
-    def _add_to_pool(self, image_ids: Tensor) -> None:
-        new = self._pool_of(image_ids.to(self._pool.keys.device))
-        self._pool = topk.merge(self._pool, new, self.config.pool, 1)
+        if self._waiting:
+            new = self._pool_of(torch.cat(self._waiting))
+            self._pool = topk.merge(self._pool, new, self.config.pool, 1)
+            self._waiting, self._queued = [], 0
 
     def _pool_of(self, image_ids: Tensor) -> topk.Entries:
         """The sites of a batch that can enter the pool: an equal share of each image's best."""
@@ -379,7 +378,8 @@ class Miner:
             return topk.Entries(*(parts[f"{name}.{part}"] for part in topk.Entries._fields))
 
         self._top, self._bottom = entries("top"), entries("bottom")
-        self._random, self._pool, self._waiting = entries("random"), entries("pool"), _NO_IMAGES
+        self._random, self._pool = entries("random"), entries("pool")
+        self._waiting, self._queued = [], 0
         self._moments = Moments(*(parts[f"moments.{part}"] for part in Moments._fields))
         self._images, self._newest = int(state["images"]), int(state["newest"])
 

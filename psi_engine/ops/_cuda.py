@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -236,19 +236,19 @@ def launch(
         function((grid,), (block,), tuple(passed), shared_mem=shared_bytes)
 
 
-def check_in_place(kernel: str, **buffers: Iterable[Tensor]) -> None:
-    """Refuse buffers that a kernel would work on wrongly: it gets no strides of them.
+def check_in_place(kernel: str, **buffers: Any) -> None:
+    """Refuse buffers, NamedTuples of tensors, that a kernel would work on wrongly.
 
     Raises
     ------
     InputError
-        A tensor is not contiguous.
+        A tensor is not contiguous: the kernel gets no strides.
     """
     for name, parts in buffers.items():
-        for part in parts:
+        for field, part in zip(parts._fields, parts, strict=True):
             if not part.is_contiguous():
                 raise InputError(
-                    f"the {kernel} kernel works in place on {name}, which is not contiguous",
+                    f"the {kernel} kernel works in place on {name}.{field}: not contiguous",
                     got=f"shape {tuple(part.shape)}, strides {part.stride()}",
                     expected="contiguous tensors",
                     fix="pass what .contiguous() gives",

@@ -101,7 +101,7 @@ def _launch(x: Tensor, image_ids: Tensor, kept: Entries, channel_keys: Tensor) -
     arguments = (
         x,
         *(np.int64(stride) for stride in x.stride()),
-        image_ids.contiguous(),
+        image_ids.to(torch.int64).contiguous(),
         channel_keys.contiguous(),
         *kept,
         *(np.int32(size) for size in (batch, channels, sites, kept.keys.shape[1])),

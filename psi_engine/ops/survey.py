@@ -231,7 +231,7 @@ def _launch(
     arguments = (
         x,
         *(np.int64(stride) for stride in x.stride()),
-        image_ids.contiguous(),
+        image_ids.to(torch.int64).contiguous(),
         *top,
         *bottom,
         *moments,

@@ -84,6 +84,7 @@ def test_descendants_die_with_a_run() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_killed_run_gives_the_same_bits(tmp_path: Path, ranks: int) -> None:
     images = toy.write_images(tmp_path / "images", 96)

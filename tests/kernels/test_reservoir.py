@@ -109,21 +109,25 @@ def test_has_the_sites_of_the_reference(kernel) -> None:
     assert len(want[0]) == 0 < len(want[1])
 
 
-def test_a_buffer_that_torch_began(kernel) -> None:
-    """A batch that the kernel does not take, then one that it does, into the same buffer."""
+def test_a_batch_that_the_kernel_does_not_take(kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch takes it, then the kernel goes on in the same buffer; named, it is refused."""
+    monkeypatch.setattr(op, "resolve_backend", lambda backend, x: backend.replace("auto", "cuda"))
     x, channel_keys, ids = values(40, 3, 6, 0), keys(3), torch.arange(40)
 
-    def begun() -> topk.Entries:
-        return op.reservoir(x.double(), ids, buffer(3, 8), channel_keys, fresh=True)
+    def begun(backend) -> topk.Entries:
+        given = x.double(), ids, buffer(3, 8), channel_keys
+        return op.reservoir(*given, fresh=True, backend=backend)
 
-    got = begun()
-    kernel(x, ids + 40, got, channel_keys)
-    same(got, op.reservoir(x, ids + 40, begun(), channel_keys, fresh=True, backend="torch"))
+    got = begun("auto")
+    kernel(x, ids.int() + 40, got, channel_keys)  # other integers count as they are
+    same(got, op.reservoir(x, ids + 40, begun("torch"), channel_keys, fresh=True, backend="torch"))
+    with pytest.raises(DeviceError, match="float64"):
+        begun("cuda")
 
 
 def test_what_the_kernel_would_read_wrongly_is_refused(kernel) -> None:
     x, wide = values(2, 3, 4, 0), topk.Entries(*(part[:, :2] for part in buffer(3, 4)))
-    with pytest.raises(InputError, match="kept, which is not contiguous"):
+    with pytest.raises(InputError, match=r"kept\.keys: not contiguous"):
         kernel(x, torch.arange(2), wide, keys(3))
 
 

@@ -61,6 +61,15 @@ def test_batches_out_of_order_change_nothing(sites: str) -> None:
     check(mined("cuda", sites, torch.float32, True, (18, 0, 27, 9)), want)
 
 
+def test_image_ids_may_be_on_either_device() -> None:
+    """Of ids on the GPU it is not asked how great they are, so none after them counts as newer."""
+    miner = Miner("layer", SHAPE, config("all"), device="cuda")
+    for start, where in ((18, "cuda"), (0, "cpu"), (27, "cuda"), (9, "cpu")):
+        maps, ids = batch(start, torch.float32, True)
+        miner.update(maps.cuda(), ids.to(where))
+    check(miner.result(), mined("cpu", "all", torch.float32, True, (0, 9, 18, 27)))
+
+
 def test_a_saved_state_goes_on_on_the_gpu() -> None:
     first = Miner("layer", SHAPE, config("all"), device="cuda")
     for start in (0, 9):
