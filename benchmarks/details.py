@@ -170,6 +170,9 @@ def scaling(result: Mapping[str, Any]) -> str:
         one[name] = row["microseconds_p50"] / 1e6
         shown = middle(row, "microseconds", lambda value: seconds(value / 1e6))
         lines.append([name, row["what"], row["per"], shown])
+    table = markdown(["", "what", "per", "one thread"], lines)
+    if not {"t_decode", "t_forward", "t_keep"} <= one.keys():
+        return table
     hours = 1.28e6 * one["t_forward"] / 3600
     told = (
         f"By these, {CHANNELS} channels of 8 × 8 sites cost {seconds(CHANNELS * one['t_keep'])} an "
@@ -178,7 +181,7 @@ def scaling(result: Mapping[str, Any]) -> str:
         f"those of 4·10⁸ images {number(4e8 / 1.28e6 * hours / 24, 2)} days, divided by the ranks; "
         f"decoding takes {one['t_decode'] / one['t_forward']:.0%} of that.\n"
     )
-    return markdown(["", "what", "per", "one thread"], lines) + "\n" + told
+    return f"{table}\n{told}"
 
 
 def peers(result: Mapping[str, Any]) -> str:

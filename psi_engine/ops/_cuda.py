@@ -11,6 +11,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -316,7 +317,8 @@ def compile_kernels(architectures: Sequence[str] = ARCHITECTURES) -> list[Kernel
     except (ImportError, RuntimeError) as error:  # CuPy is absent, or finds no NVRTC
         reason = f"the CUDA compiler library does not load ({error})"
         return [KernelReport(x, _named(y), arch, 0, 0, 0, reason) for x, y, arch in wanted]
-    return [compile_one(*one) for one in wanted]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # NVRTC lets go of the interpreter's lock
+        return list(pool.map(lambda one: compile_one(*one), wanted))
 
 
 def _named(macros: Mapping[str, str]) -> str:

@@ -68,7 +68,7 @@ def test_an_altered_figure_is_noticed_and_written_anew(copy: Path) -> None:
     assert tables.differing(copy, copy / "results") == where
     tables.write(copy, copy / "results")
     assert tables.differing(copy, copy / "results") == []
-    for page in tables.PAGES:
+    for page in ("README.md", "docs/speed.md"):
         assert "98.7" in (copy / page).read_text(encoding="utf-8")
     assert figures.data_of(copy / "docs/assets/speed-peers.svg")["rotation-samples"][
         "psi-engine"
