@@ -48,6 +48,7 @@ class Stand:
             (path / "nulls.parquet").touch()
 
 
+@pytest.mark.slow
 def test_every_figure_in_every_form_the_same_each_time(tmp_path: Path) -> None:
     held = tables()
     files = plots.draw_run(Stand(tmp_path / "run", held), tmp_path / "made" / "here")  # type: ignore[arg-type]

@@ -87,6 +87,7 @@ def test_patches_are_the_strongest_of_their_cluster_with_the_pictures_they_come_
             assert abs(np.asarray(image, np.float64) - expected).mean() < 12
 
 
+@pytest.mark.slow
 def test_sheets_are_drawn_from_the_tables_alone_the_same_each_time(
     computed: Any, tmp_path: Path
 ) -> None:
