@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import matplotlib
+import pytest
 
 from psi_engine.report.plots.style import COLOURS, colour_of, panels, save, styled, title
 
@@ -46,6 +47,7 @@ def test_the_pdf_is_vectors_with_embedded_truetype(tmp_path: Path) -> None:
     assert b"/Subtype /Image" not in pdf
 
 
+@pytest.mark.slow
 def test_every_process_writes_the_same_bytes(tmp_path: Path) -> None:
     """What Python hashes differs from process to process; fonts are named by hashes."""
     held = []
