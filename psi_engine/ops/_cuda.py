@@ -97,7 +97,7 @@ def kernel_folder() -> Path:
 def source(name: str) -> str:
     """Read the text of a kernel's source, the project's headers in their places.
 
-    In one piece, because CuPy's cache of compiled kernels knows nothing of files included.
+    In one piece: a digest of it is the name under which the compiled kernel is kept.
     """
     folder = kernel_folder()
     text = (folder / f"{name}.cu").read_text(encoding="utf-8")
